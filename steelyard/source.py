@@ -1,0 +1,101 @@
+"""Bytes that can be read by range, wherever they lie: a local file, a range of the Hub, an S3 object."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+from steelyard.errors import Missing, Unreadable, WrongType
+
+
+@runtime_checkable
+class ByteSource(Protocol):
+    """A file of known size whose ranges can be read in any order, by several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message: a path or a URL without secrets."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def readinto(self, offset: int, buffer: memoryview) -> int:
+        """Fill *buffer* from *offset*; fewer bytes than asked for only at the end of the file.
+
+        :raises Unreadable: when the medium gives an error; .ranges says where.
+        :raises OtherSide: when a remote source fails.
+        """
+
+    def close(self) -> None: ...
+
+
+def read_at(source: ByteSource, offset: int, length: int) -> bytes:
+    """Exactly *length* bytes from *offset*, or fewer where the file ends."""
+    buffer = bytearray(length)
+    got = source.readinto(offset, memoryview(buffer))
+    return bytes(buffer[:got])
+
+
+class LocalFile:
+    """A regular file, read by preadv: an unreadable sector is an error here, where mmap would die by SIGBUS.
+
+    Symlinks are followed; whoever must not follow them checks before.
+    :raises Missing: when nothing is there. :raises WrongType: when it is a folder, socket or device.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # O_NONBLOCK: opening a FIFO must not hang; it does nothing to a regular file.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise Missing(path=path) from error
+        except OSError as error:
+            raise Unreadable(path=path, why=error.strerror or str(error)) from error
+        import stat as stat_bits
+
+        self.stat = os.fstat(self._fd)
+        if not stat_bits.S_ISREG(self.stat.st_mode):
+            os.close(self._fd)
+            raise WrongType(path=path)
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stat.st_size
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def readinto(self, offset: int, buffer: memoryview) -> int:
+        done = 0
+        while done < len(buffer):
+            try:
+                got = os.preadv(self._fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                where = (offset + done, offset + len(buffer))
+                raise Unreadable(path=self.path, why=error.strerror or str(error), ranges=(where,)) from error
+            if got == 0:
+                break
+            done += got
+        return done
+
+    def forget_cache(self, offset: int = 0, length: int = 0) -> None:
+        """Drop the clean pages of a range (whole file by default), so that the next read comes from the medium."""
+        os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
