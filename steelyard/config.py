@@ -1,0 +1,293 @@
+"""steelyard.toml + environment -> frozen settings: models, store, replicas.
+
+Any value can come from the environment as STEELYARD_STORE__MODELS and so on; the environment wins over the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from steelyard.errors import ConfigBroken, ConfigMissing, UnknownModel, UnsafeName
+from steelyard.names import OURS, check_name
+
+DEFAULT_PATH = Path("steelyard.toml")
+
+_UNITS = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGTP", 1)}, **{f"{p}IB": 1024**n for n, p in enumerate("KMGTP", 1)}}
+
+
+def parse_size(text: object) -> object:
+    """ "15 GB" or "1.5 GiB" or a number of bytes -> bytes. :raises ValueError:"""
+    if isinstance(text, bool) or not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or (match[2].upper() or "B") not in _UNITS:
+        raise ValueError(f'{text!r} is not a size; write it as "15 GB" or "500 MiB"')
+    return int(float(match[1]) * _UNITS[match[2].upper() or "B"])
+
+
+def parse_duration(text: object) -> object:
+    """ "30min", "26h", "35 days" or a number of seconds -> seconds. :raises ValueError:"""
+    if isinstance(text, bool) or not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|seconds?|min|minutes?|h|hours?|d|days?|w|weeks?)\s*", text)
+    if not match:
+        raise ValueError(f'{text!r} is not a time; write it as "30min", "26h" or "35d"')
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2][0]]
+
+
+def _absolute(text: object) -> object:
+    if isinstance(text, str | Path):
+        path = Path(text).expanduser()
+        if not path.is_absolute():
+            raise ValueError(f"{str(text)!r} must be an absolute path")
+        return Path(os.path.normpath(path))
+    return text
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+Views = Literal["copy", "reflink", "hardlink", "auto"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreConfig(_Part):
+    models: AbsolutePath
+    """Where programs look for weights."""
+    hf_home: AbsolutePath
+    """HF_HOME; the hub cache is hf_home/hub."""
+    outputs: AbsolutePath | None = None
+    min_free: Size = 15 * 1000**3
+    """Free space that a download must leave; the plan's own need is added."""
+    views: Views = "copy"
+    """How the store and the hub cache share bytes."""
+
+    @property
+    def hub_cache(self) -> Path:
+        return self.hf_home / "hub"
+
+    @property
+    def ours(self) -> Path:
+        """Our own records and staging; on the drive of the models, so that publishing is a rename."""
+        return self.models / OURS
+
+
+class HubConfig(_Part):
+    endpoint: str = "https://huggingface.co"
+    """HF_ENDPOINT wins."""
+    mirrors: tuple[str, ...] = ()
+    """Further endpoints that bytes, never digests, may come from."""
+    connections: Annotated[int, Field(ge=1, le=32)] = 4
+    """Ranges of one file fetched at once."""
+    timeout: Duration = 20.0
+    """Longest silence of a connection [s]."""
+    patience: Duration = 120.0
+    """How long a download waits out bad weather by itself before it gives up [s]."""
+
+    @property
+    def effective_endpoint(self) -> str:
+        return (os.environ.get("HF_ENDPOINT") or self.endpoint).rstrip("/")
+
+
+class ModelConfig(_Part):
+    repo_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
+    revision: Annotated[str, Field(min_length=1)] = "main"
+    files: tuple[str, ...] | None = None
+    """Patterns (fnmatch); none means every file of the repo."""
+    dir: str = ""
+    """Below store.models; the model's name when empty."""
+    min_copies: Annotated[int, Field(ge=1)] = 1
+    allow_globals: tuple[str, ...] = ()
+    """Pickle globals trusted for this model beyond those that a state dict needs."""
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Self:
+        if self.files is not None and not self.files:
+            raise ValueError("files is empty; leave it out to keep every file of the repo")
+        return self
+
+
+class MountConfig(_Part):
+    kind: Literal["mount"]
+    path: AbsolutePath
+    mount_point: AbsolutePath | Literal[False] | None = None
+    """Must be a mount when we write; false for a plain folder."""
+    keep_last: Annotated[int, Field(ge=1)] = 3
+
+    @model_validator(mode="after")
+    def _mounted_where(self) -> Self:
+        if self.mount_point is None:
+            raise ValueError("mount_point is missing; name the drive's mount point, or write mount_point = false for a plain folder")
+        if isinstance(self.mount_point, Path) and not self.path.is_relative_to(self.mount_point):
+            raise ValueError(f"path {self.path} does not lie below mount_point {self.mount_point}")
+        return self
+
+
+class S3Config(_Part):
+    kind: Literal["s3"]
+    bucket: Annotated[str, Field(min_length=1)]
+    prefix: str = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+    path_style: bool | None = None
+    """Address the bucket in the path; by default where an endpoint_url is given."""
+    keep_last: Annotated[int, Field(ge=1)] = 3
+    connections: Annotated[int, Field(ge=1, le=64)] = 4
+    part_size: Size = 16 * 1024**2
+    storage_class: str | None = None
+    sse: Literal["AES256", "aws:kms"] | None = None
+    sse_kms_key_id: str | None = None
+    ca_bundle: AbsolutePath | None = None
+
+    @model_validator(mode="after")
+    def _confined(self) -> Self:
+        if self.prefix:
+            try:
+                check_name(self.prefix.strip("/"))
+            except UnsafeName as error:
+                raise ValueError(f"prefix {self.prefix!r} can't be used: {error.facts['why']}") from error
+        return self
+
+
+ReplicaConfig = Annotated[MountConfig | S3Config, Field(discriminator="kind")]
+
+RESERVED_COPIES = frozenset({"store", "hub-cache", "hub", "all"})
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+
+
+class Config(BaseSettings):
+    """The whole config. *path* is the file it came from."""
+
+    model_config = SettingsConfigDict(env_prefix="STEELYARD_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    store: StoreConfig
+    hub: HubConfig = HubConfig()
+    models: dict[str, ModelConfig] = Field(min_length=1)
+    replicas: dict[str, ReplicaConfig] = {}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The file's content is handed over as init settings; the environment comes first and so wins, key by key.
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in [*self.models, *self.replicas]:
+            if not _NAME.match(name):
+                raise ValueError(f"{name!r} can't be a name; use letters, digits, '.', '_' and '-'")
+        if taken := sorted(RESERVED_COPIES & set(self.replicas)):
+            raise ValueError(f"replicas.{taken[0]}: that name is taken by a copy of our own")
+        for name in self.models:
+            try:
+                self.folder(name)
+            except UnsafeName as error:
+                raise ValueError(f"models.{name}.dir: {error.facts['why']}") from error
+        self._no_model_over_another()
+        self._no_replica_inside()
+        return self
+
+    def _no_model_over_another(self) -> None:
+        seen: dict[tuple[Path, str], str] = {}
+        for name, model in self.models.items():
+            for pattern in model.files or ("*",):
+                key = (self.folder(name), pattern)
+                if key in seen:
+                    raise ValueError(
+                        f"models.{name}: would write the same file as models.{seen[key]} ({key[0] / pattern}); give one of them another dir"
+                    )
+                seen[key] = name
+
+    def _no_replica_inside(self) -> None:
+        places: dict[Path, str] = {}
+        for name, replica in self.replicas.items():
+            if isinstance(replica, S3Config):
+                continue
+            real = replica.path.resolve()
+            for what, ours in (("store.models", self.store.models), ("store.hf_home", self.store.hf_home)):
+                home = ours.resolve()
+                if real.is_relative_to(home) or home.is_relative_to(real):
+                    raise ValueError(
+                        f"replicas.{name}.path: {replica.path} and {what} ({ours}) lie inside one another; a replica must lie elsewhere"
+                    )
+            if real in places:
+                raise ValueError(f"replicas.{name}.path: is the folder of replicas.{places[real]} already")
+            places[real] = name
+
+    def folder(self, model: str) -> Path:
+        """The folder of *model* in the store."""
+        below = self.models[model].dir or model
+        return self.store.models if below == "." else self.store.models / check_name(below)
+
+    def chosen(self, names: tuple[str, ...] | list[str]) -> list[str]:
+        """*names*, or every model when there are none. :raises UnknownModel:"""
+        for name in names:
+            if name not in self.models:
+                raise UnknownModel(model=name, known=", ".join(sorted(self.models)))
+        return list(dict.fromkeys(names)) or list(self.models)
+
+
+def config_path(given: Path | None = None) -> Path:
+    """--config, else STEELYARD_CONFIG, else ./steelyard.toml; absolute."""
+    return Path(os.path.abspath((given or Path(os.environ.get("STEELYARD_CONFIG") or DEFAULT_PATH)).expanduser()))
+
+
+def load_config(given: Path | None = None) -> Config:
+    """:raises ConfigMissing: :raises ConfigBroken: with the key that is wrong."""
+    path = config_path(given)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigMissing(path=str(path)) from error
+    except OSError as error:
+        raise ConfigBroken(path=str(path), key="the file", why=f"can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigBroken(
+            path=str(path), key="the file", why=f"is not valid TOML: {error}", hint=f"correct the line named in {path}"
+        ) from error
+    for key in content:
+        if key not in Config.model_fields:
+            raise ConfigBroken(path=str(path), key=key, why=f"unknown key; the top level has {', '.join(Config.model_fields)}")
+    try:
+        return Config(**content)
+    except ValidationError as error:
+        raise _broken(path, error) from error
+    except ValueError as error:
+        raise ConfigBroken(path=str(path), key="the environment", why=str(error)) from error
+
+
+def _broken(path: Path, error: ValidationError) -> ConfigBroken:
+    problems = error.errors(include_url=False, include_context=False)
+    first = problems[0]
+    # The discriminator of a replica stands in the location; the user's file has no such key.
+    # So do the branches of a union, which pydantic writes with brackets.
+    location = [str(part) for part in first["loc"] if part not in {"mount", "s3"} and not set("[(") & set(str(part))]
+    key = ".".join(location) or "config"
+    why = {
+        "extra_forbidden": "unknown key",
+        "missing": "is missing",
+        "union_tag_not_found": 'needs kind = "mount" or kind = "s3"',
+        "union_tag_invalid": 'needs kind = "mount" or kind = "s3"',
+        "too_short": "must name at least one",
+    }.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if key == "config" and (match := re.match(r"((?:models|replicas)\.\S+?): (.*)", why)):
+        key, why = match[1], match[2]
+    if len(problems) > 1:
+        why += f" (and {len(problems) - 1} more)"
+    return ConfigBroken(path=str(path), key=key, why=why)

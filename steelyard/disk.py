@@ -1,0 +1,206 @@
+"""The file system under us: what is mounted, what is free, how to write so that it lasts, and its errors as ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import humanize
+
+from steelyard.errors import Missing, NoSpace, ReadOnly, Refused, Unreadable
+
+
+def gb(size_bytes: float) -> str:
+    """A size as people say it: 5.2 GB."""
+    return humanize.naturalsize(max(0, size_bytes), format="%.1f")
+
+
+@contextmanager
+def errors_of(place: Path | str) -> Iterator[None]:
+    """Map the OSErrors of writing to *place* to ours: no space, read-only, permission, I/O."""
+    try:
+        yield
+    except OSError as error:
+        raise _mapped(error, place) from error
+
+
+def _mapped(error: OSError, place: Path | str) -> Exception:
+    why = error.strerror or str(error)
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        free = free_bytes(Path(place))
+        return NoSpace(place=str(place), free=gb(free), need="more bytes", short="some")
+    if error.errno == errno.EFBIG:
+        return Refused(
+            why=f"{place} can't hold a file this large ({why})", hint="FAT32 ends at 4 GiB - 1; format the drive as exFAT or ext4"
+        )
+    if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
+        return ReadOnly(place=str(place), why=why)
+    if error.errno == errno.ENOENT:
+        return Missing(path=error.filename or str(place))
+    if error.errno in {errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN}:
+        return Unreadable(path=str(place), why=why)
+    return Refused(why=f"{place}: {why}")
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above *path* (or itself) that is there; a file system question can be asked of it."""
+    path = Path(os.path.abspath(path))
+    while not path.exists():
+        if path == path.parent:
+            return path
+        path = path.parent
+    return path
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes an ordinary user may still write there (f_bavail: the reserved blocks are not ours)."""
+    try:
+        seen = os.statvfs(existing_parent(path))
+    except OSError:
+        return 0
+    return seen.f_bavail * seen.f_frsize
+
+
+def total_bytes(path: Path) -> int:
+    seen = os.statvfs(existing_parent(path))
+    return seen.f_blocks * seen.f_frsize
+
+
+def device_of(path: Path) -> int:
+    """The device number of the file system that holds *path*, or would."""
+    return existing_parent(path).stat().st_dev
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of /proc/self/mountinfo (proc(5))."""
+
+    point: Path
+    source: str
+    fstype: str
+    options: frozenset[str]
+    device: str
+
+    @property
+    def read_only(self) -> bool:
+        # After an ext4 error the kernel shows "emergency_ro" beside "rw" (and statvfs still says writable).
+        return bool({"ro", "emergency_ro", "shutdown"} & self.options)
+
+
+def mounts() -> list[Mount]:
+    """What is mounted now, in order of mounting; later ones cover earlier ones. Bind mounts are there, os.path.ismount misses them."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, tail = left.split(" "), right.split(" ")
+        options = frozenset(fields[5].split(",")) | frozenset(tail[2].split(",") if len(tail) > 2 else ())
+        found.append(Mount(Path(_unescape(fields[4])), _unescape(tail[1]), tail[0], options, fields[2]))
+    return found
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def mount_at(point: Path) -> Mount | None:
+    """The mount whose mount point is *point*, seen through links; None when nothing is mounted just there.
+
+    An automount point (autofs) is first walked into, which mounts it.
+    """
+    try:
+        real = point.resolve()
+        if real.is_dir():
+            next(os.scandir(real), None)
+    except OSError:
+        return None
+    there = [mount for mount in mounts() if mount.point == real and mount.fstype != "autofs"]
+    return there[-1] if there else None
+
+
+def mount_of(path: Path) -> Mount | None:
+    """The mount that holds *path*."""
+    real = existing_parent(path).resolve()
+    holding = [mount for mount in mounts() if real.is_relative_to(mount.point)]
+    return max(holding, key=lambda mount: len(mount.point.parts), default=None)
+
+
+def probe_write(folder: Path) -> None:
+    """Write, fsync and remove a small file: the only way to know that a file system takes writes.
+
+    :raises ReadOnly, NoSpace, Unreadable:
+    """
+    probe = folder / f".steelyard-probe-{secrets.token_hex(6)}"
+    with errors_of(folder):
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, b"probe")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            probe.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> Path:
+    """mkdir -p, with our errors."""
+    with errors_of(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def allocate(fd: int, size_bytes: int, place: Path) -> None:
+    """Reserve the room before writing, so that a full disk shows at the start. Where the file system can't (FAT, NFS), just set the size."""
+    if size_bytes == 0:
+        return
+    with errors_of(place):
+        try:
+            os.posix_fallocate(fd, 0, size_bytes)
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+                raise
+            os.ftruncate(fd, size_bytes)
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write *data* under a hidden name, fsync, rename to *path*, fsync the folder: either the old file or the new, never half of one."""
+    partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
+    with errors_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+            with open(fd, "wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(fd)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make a rename in *path* last. Some file systems (FUSE) can't fsync a folder and say EINVAL; there is no more to do then."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(fd)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Rename a finished, fsynced file to its final name and make that last. Both must lie on one file system."""
+    with errors_of(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, final)
+        fsync_folder(final.parent)
+        if partial.parent != final.parent:
+            fsync_folder(partial.parent)

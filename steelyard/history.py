@@ -1,0 +1,124 @@
+"""What was proven when, and by what: one SQLite file in the store. Losing it loses ages and trends, never a file's truth."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from steelyard.copies.base import Finding
+from steelyard.errors import Range
+from steelyard.manifest import utc_now
+
+_SCHEMA = """
+create table if not exists proofs (
+    at text not null, copy text not null, model text not null, commit_id text not null, file text not null,
+    verdict text not null, proof text not null, why text not null, bad_ranges text not null, stat text not null, bytes_read integer not null
+);
+create index if not exists proofs_latest on proofs (copy, model, commit_id, file, at);
+create table if not exists events (at text not null, verb text not null, model text not null, copy text not null, outcome text not null, facts text not null);
+"""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A look that was recorded. *at* is ISO 8601 in UTC."""
+
+    at: str
+    copy: str
+    model: str
+    commit: str
+    file: str
+    finding: Finding
+
+
+class History:
+    """Appends looks and events, and answers what the latest were. A store that can't be written keeps no history; no verb fails for that."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def _open(self, *, write: bool) -> Iterator[sqlite3.Connection | None]:
+        connection: sqlite3.Connection | None = None
+        try:
+            if write:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                connection = sqlite3.connect(self.path, timeout=10)
+                connection.executescript(_SCHEMA)
+            elif self.path.exists():
+                connection = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=10)
+        except (sqlite3.Error, OSError):
+            connection = None
+        try:
+            yield connection
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def record(self, copy: str, model: str, commit: str, file: str, finding: Finding) -> None:
+        row = (
+            utc_now(),
+            copy,
+            model,
+            commit,
+            file,
+            finding.verdict,
+            finding.proof,
+            finding.why,
+            json.dumps(finding.bad_ranges),
+            finding.stat,
+        )
+        try:
+            with self._open(write=True) as db:
+                if db is not None:
+                    with db:
+                        db.execute("insert into proofs values (?,?,?,?,?,?,?,?,?,?,?)", (*row, finding.bytes_read))
+        except sqlite3.Error:
+            return
+
+    def event(self, verb: str, model: str, copy: str, outcome: str, **facts: object) -> None:
+        try:
+            with self._open(write=True) as db:
+                if db is not None:
+                    with db:
+                        db.execute("insert into events values (?,?,?,?,?,?)", (utc_now(), verb, model, copy, outcome, json.dumps(facts)))
+        except sqlite3.Error:
+            return
+
+    def latest(self, copy: str, model: str, commit: str, file: str, *, ok_only: bool = False) -> Proof | None:
+        """The latest look at a file that read its bytes (or a store's own checksum); *ok_only*: the latest that found it whole."""
+        where = "copy=? and model=? and commit_id=? and file=?" + (" and verdict='ok'" if ok_only else "")
+        return next(iter(self._proofs(f"{where} order by at desc, rowid desc limit 1", (copy, model, commit, file))), None)
+
+    def events(self, verb: str, model: str, limit: int = 20) -> list[tuple[str, str, str, dict[str, object]]]:
+        """(at, copy, outcome, facts), latest first."""
+        try:
+            with self._open(write=False) as db:
+                if db is None:
+                    return []
+                rows = db.execute(
+                    "select at, copy, outcome, facts from events where verb=? and model=? order by at desc, rowid desc limit ?",
+                    (verb, model, limit),
+                )
+                return [(at, copy, outcome, json.loads(facts)) for at, copy, outcome, facts in rows]
+        except (sqlite3.Error, ValueError):
+            return []
+
+    def _proofs(self, where: str, values: tuple[str, ...]) -> list[Proof]:
+        columns = "at, copy, model, commit_id, file, verdict, bad_ranges, proof, why, bytes_read, stat"
+        try:
+            with self._open(write=False) as db:
+                if db is None:
+                    return []
+                rows = db.execute(f"select {columns} from proofs where {where}", values).fetchall()  # noqa: S608 (no value is in the text)
+        except sqlite3.Error:
+            return []
+        found = []
+        for at, copy, model, commit, file, verdict, ranges, proof, why, bytes_read, stat in rows:
+            bad: tuple[Range, ...] = tuple((lo, hi) for lo, hi in json.loads(ranges))
+            found.append(Proof(at, copy, model, commit, file, Finding(verdict, bad, proof, why, bytes_read, stat)))
+        return found

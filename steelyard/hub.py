@@ -1,0 +1,230 @@
+"""What the Hub says: revision -> commit, files, sizes, digests, scan status. Its errors, mapped to ours in one place."""
+
+from __future__ import annotations
+
+import fnmatch
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from steelyard.config import HubConfig
+from steelyard.errors import AccessDenied, BadAnswer, Gone, OtherSide, Unreachable
+from steelyard.lock import LockedFile
+from steelyard.names import check_names
+from steelyard.watch import current_watch
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+
+WEATHER_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+"""Answers that another try may change. 501 and 505 are not: the server will never do it."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A repo at one commit: what *revision* resolved to and every file in it."""
+
+    repo_id: str
+    """As the Hub calls it now; another name than asked for means it was renamed."""
+    revision: str
+    commit: str
+    files: tuple[LockedFile, ...]
+    scan: str = ""
+    license: str = ""
+
+    def matching(self, patterns: Sequence[str] | None) -> tuple[LockedFile, ...]:
+        """The files that *patterns* (fnmatch; None: all) allow, sorted by path. :raises Gone: when a pattern allows none."""
+        if patterns is None:
+            return self.files
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(file.path, pattern) for file in self.files):
+                names = ", ".join(file.path for file in self.files[:5])
+                raise Gone(
+                    who=f"{self.repo_id}@{self.commit[:8]}",
+                    why=f"has no file {pattern!r}",
+                    hint=f"it has {names or 'no files'}; correct files in the config",
+                )
+        return tuple(file for file in self.files if any(fnmatch.fnmatchcase(file.path, one) for one in patterns))
+
+
+class Hub:
+    """One Hub endpoint, asked through huggingface_hub. The token is the library's own (HF_TOKEN or the stored login)."""
+
+    def __init__(self, settings: HubConfig) -> None:
+        self.settings = settings
+        self.endpoint = settings.effective_endpoint
+        self._api: HfApi | None = None
+
+    @property
+    def api(self) -> HfApi:
+        if self._api is None:
+            import os
+
+            # The library freezes its settings when it is first imported; telemetry is not ours to send.
+            os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+            from huggingface_hub import HfApi, set_client_factory
+            from huggingface_hub.utils._http import default_client_factory
+
+            def client() -> Any:
+                # The library's own client waits for ever; only some of its calls take a time-out.
+                made = default_client_factory()
+                made.timeout = self.settings.timeout
+                return made
+
+            set_client_factory(client)
+            self._api = HfApi(endpoint=self.endpoint, library_name="steelyard")
+        return self._api
+
+    def listing(self, repo_id: str, revision: str) -> Listing:
+        """The commit and files of *revision*: one request in the ordinary case.
+
+        :raises AccessDenied, Gone, Unreachable, BadAnswer, UnsafeName:
+        """
+        info = self.ask(repo_id, lambda: self.api.model_info(repo_id, revision=revision, files_metadata=True, securityStatus=True))
+        commit = str(info.sha or "")
+        if not is_commit(commit):
+            raise BadAnswer(who=self.endpoint, why=f"it resolved {repo_id}@{revision} to {commit!r}, which is no commit")
+        files = [_sibling(one) for one in info.siblings or ()]
+        if any(file is None for file in files) or not files:
+            # A Hub that gives no digests with the model's page gives them with its tree.
+            tree = self.ask(repo_id, lambda: list(self.api.list_repo_tree(repo_id, revision=commit, recursive=True)))
+            files = [_tree_entry(one) for one in tree if hasattr(one, "size")]
+        known = tuple(sorted((file for file in files if file is not None), key=lambda file: file.path))
+        if len(known) != len(files):
+            raise BadAnswer(who=self.endpoint, why=f"it publishes no digest for some files of {repo_id}")
+        check_names((file.path for file in known), f"{repo_id}@{commit[:8]}")
+        card = getattr(info, "card_data", None)
+        return Listing(str(info.id or repo_id), revision, commit, known, _scan_summary(info), str(getattr(card, "license", "") or ""))
+
+    def ask(self, repo_id: str, call: Callable[[], T], tries: int = 4) -> T:
+        """Make one API call; weather is waited out for some seconds, everything else is raised as ours."""
+        for attempt in range(1, tries + 1):
+            try:
+                with errors_of_hub(self.endpoint, repo_id):
+                    return call()
+            except Unreachable as error:
+                wait_s = error.retry_after_s if error.retry_after_s is not None else random.uniform(0.5, 1) * 0.5 * 2**attempt  # noqa: S311
+                if attempt == tries or wait_s > 30:
+                    raise
+                current_watch().pause(wait_s)
+        raise AssertionError("the last try returns or raises")
+
+
+def is_commit(text: str) -> bool:
+    return len(text) == 40 and all(letter in "0123456789abcdef" for letter in text)
+
+
+def _sibling(one: Any) -> LockedFile | None:
+    size = one.lfs.size if one.lfs else one.size
+    return _locked_file(one.rfilename, size, one.lfs.sha256 if one.lfs else "", one.blob_id)
+
+
+def _tree_entry(one: Any) -> LockedFile | None:
+    return _locked_file(one.path, one.lfs.size if one.lfs else one.size, one.lfs.sha256 if one.lfs else "", one.blob_id)
+
+
+def _locked_file(path: str, size: int | None, sha256: str, blob_id: str | None) -> LockedFile | None:
+    if size is None or size < 0 or not (sha256 or blob_id):
+        return None
+    return LockedFile(path, size, sha256=sha256) if sha256 else LockedFile(path, size, git_sha1=str(blob_id))
+
+
+def _scan_summary(info: Any) -> str:
+    """What the Hub's scan says of the repo in one word: safe, unsafe, queued; empty when it says nothing."""
+    status = getattr(info, "security_repo_status", None)
+    if not isinstance(status, dict):
+        return ""
+    if status.get("filesWithIssues"):
+        return "unsafe"
+    return "safe" if status.get("scansDone") else "queued"
+
+
+@contextmanager
+def errors_of_hub(endpoint: str, repo_id: str) -> Iterator[None]:
+    """Map what huggingface_hub and its HTTP library raise to our tree. Order matters: the special before the general."""
+    import httpx2
+    from huggingface_hub import errors as theirs
+
+    try:
+        yield
+    except OtherSide:
+        raise
+    except theirs.GatedRepoError as error:
+        raise AccessDenied(
+            who=repo_id,
+            why="it is gated: its owner wants the terms accepted first",
+            hint=f"open {endpoint}/{repo_id} in a browser, accept, then run: hf auth login",
+        ) from error
+    except theirs.DisabledRepoError as error:
+        raise Gone(
+            who=repo_id, why="the Hub has disabled it", hint="nothing held here is touched; look at its page for the reason"
+        ) from error
+    except theirs.RevisionNotFoundError as error:
+        raise Gone(who=repo_id, why="it has no such revision", hint="correct revision in the config") from error
+    except theirs.HfHubHTTPError as error:
+        raise status_error(endpoint, repo_id, error.response.status_code, dict(error.response.headers)) from error
+    except theirs.OfflineModeIsEnabled as error:
+        raise Unreachable(who=endpoint, why="HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE") from error
+    except theirs.HFValidationError as error:
+        raise BadAnswer(who=repo_id, why="the Hub takes no such repo_id", hint="correct repo_id in the config") from error
+    except httpx2.TransportError as error:
+        raise Unreachable(who=endpoint, why=_short(error)) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise BadAnswer(who=endpoint, why=_short(error)) from error
+    except OSError as error:
+        raise Unreachable(who=endpoint, why=_short(error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        hint = "is this a Hub endpoint? A login page of the network (captive portal) answers like this too"
+        raise BadAnswer(who=endpoint, why="it is not what a Hub sends", hint=hint) from error
+
+
+def status_error(who: str, repo_id: str, status: int, headers: dict[str, str]) -> OtherSide:
+    """The error of an HTTP status of a Hub, for API and file requests alike."""
+    lower = {key.lower(): value for key, value in headers.items()}
+    code = lower.get("x-error-code", "")
+    said = f"HTTP {status}"
+    if code == "GatedRepo":
+        hint = f"open {who}/{repo_id} in a browser, accept the terms, then run: hf auth login"
+        return AccessDenied(who=repo_id, why=f"it is gated ({said})", hint=hint)
+    if status == 401:
+        hint = "check the name, and set HF_TOKEN or run: hf auth login"
+        return AccessDenied(who=repo_id, why=f"no such repo, or it is private and the token is missing or expired ({said})", hint=hint)
+    if status == 403:
+        return AccessDenied(who=repo_id, why=f"this token may not read it ({said})", hint=f"check the token's rights and {who}/{repo_id}")
+    if status in {404, 410}:
+        what = {"RevisionNotFound": "it has no such revision", "EntryNotFound": "it has no such file"}.get(code, "there is no such repo")
+        return Gone(who=repo_id, why=f"{what} ({said})", hint="check repo_id, revision and files in the config")
+    if status in WEATHER_STATUS:
+        return Unreachable(who=who, why=f"it answers {said}", retry_after_s=retry_after(lower))
+    return BadAnswer(who=who, why=f"it answers {said}")
+
+
+def retry_after(headers: dict[str, str]) -> float | None:
+    """Seconds that an answer asks us to wait: Retry-After as seconds or HTTP date, or the `t=` of a RateLimit header that has nothing left."""
+    import email.utils
+    import re
+    import time
+
+    if value := headers.get("retry-after", "").strip():
+        if value.isdigit():
+            return float(value)
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        except (ValueError, TypeError):
+            return None
+    limit = headers.get("ratelimit", "")
+    left, reset = re.search(r"\br=(\d+)", limit), re.search(r"\bt=(\d+)", limit)
+    return float(reset[1]) if reset and left and left[1] == "0" else None
+
+
+def _short(error: Exception) -> str:
+    """The innermost reason, in one line."""
+    seen = error
+    while (inner := seen.__cause__ or seen.__context__) is not None and str(inner):
+        seen = inner  # type: ignore[assignment]
+    text = str(seen) or str(error) or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,165 @@
+"""What a whole copy contains: every file with its size, SHA-256 and pieces. Canonical JSON with a digest of itself, written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from steelyard.errors import BadRecord
+from steelyard.names import check_names
+from steelyard.pieces import Digests, piece_ranges
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a snapshot. *path* is its path in the repo; digests are hex; *pieces* are BLAKE3 of ranges of *piece_bytes*."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    crc64nvme: str
+    piece_bytes: int
+    pieces: tuple[str, ...]
+    etag: str = ""
+    """What the Hub calls these bytes, and the name of their blob in the hub cache: SHA-256 for large files, git SHA-1 for small ones."""
+
+    @classmethod
+    def of(cls, path: str, digests: Digests, etag: str = "") -> Self:
+        return cls(path, digests.size_bytes, digests.sha256, digests.crc64nvme, digests.piece_bytes, digests.pieces, etag or digests.sha256)
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        return piece_ranges(self.size_bytes, self.piece_bytes)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of one model at one commit. *created_at* is when the bytes were first proven here (ISO 8601, UTC)."""
+
+    model: str
+    repo_id: str
+    revision: str
+    commit: str
+    files: tuple[FileEntry, ...]
+    created_at: str = field(default_factory=lambda: utc_now())
+
+    def __getitem__(self, path: str) -> FileEntry:
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise KeyError(path)
+
+    def get(self, path: str) -> FileEntry | None:
+        return next((entry for entry in self.files if entry.path == path), None)
+
+    def with_file(self, entry: FileEntry) -> Manifest:
+        """The same manifest with *entry* added or replaced; files stay sorted by path."""
+        rest = [old for old in self.files if old.path != entry.path]
+        files = tuple(sorted([*rest, entry], key=lambda one: one.path))
+        return Manifest(self.model, self.repo_id, self.revision, self.commit, files, self.created_at)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(entry.size_bytes for entry in self.files)
+
+    def dump(self) -> bytes:
+        return seal(
+            {
+                "steelyard_manifest": VERSION,
+                "model": self.model,
+                "repo_id": self.repo_id,
+                "revision": self.revision,
+                "commit": self.commit,
+                "created_at": self.created_at,
+                "files": [
+                    {
+                        "path": entry.path,
+                        "size_bytes": entry.size_bytes,
+                        "sha256": entry.sha256,
+                        "crc64nvme": entry.crc64nvme,
+                        "etag": entry.etag,
+                        "piece_bytes": entry.piece_bytes,
+                        "pieces": list(entry.pieces),
+                    }
+                    for entry in self.files
+                ],
+            }
+        )
+
+    @classmethod
+    def parse(cls, data: bytes, where: object) -> Self:
+        """:raises BadRecord: when it is not a manifest, fails its own digest, or names a file outside its root."""
+        record = unseal(data, where)
+        try:
+            if record["steelyard_manifest"] != VERSION:
+                raise BadRecord(path=str(where), why=f"its version is {record['steelyard_manifest']!r}, we read {VERSION}")
+            files = tuple(_entry(item) for item in record["files"])
+            manifest = cls(record["model"], record["repo_id"], record["revision"], record["commit"], files, record["created_at"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadRecord(path=str(where), why="it is not a manifest") from error
+        check_names((entry.path for entry in files), where)
+        for entry in files:
+            if len(entry.pieces) != len(entry.ranges):
+                raise BadRecord(path=str(where), why=f"the pieces of {entry.path} do not add up to its size")
+        return manifest
+
+
+def _entry(item: Mapping[str, Any]) -> FileEntry:
+    size, piece_bytes = int(item["size_bytes"]), int(item["piece_bytes"])
+    if size < 0 or piece_bytes < 1:
+        raise ValueError("sizes must be positive")
+    return FileEntry(
+        path=str(item["path"]),
+        size_bytes=size,
+        sha256=_hex(item["sha256"], 64),
+        crc64nvme=_hex(item["crc64nvme"], 16),
+        piece_bytes=piece_bytes,
+        pieces=tuple(_hex(one, 64) for one in item["pieces"]),
+        etag=str(item["etag"]),
+    )
+
+
+def _hex(text: str, digits: int) -> str:
+    if len(text) != digits or int(text, 16) < 0 or text != text.lower():
+        raise ValueError("not a hex digest")
+    return text
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def canonical(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of *record* without its "digest"."""
+    return "sha256:" + hashlib.sha256(canonical({key: value for key, value in record.items() if key != "digest"})).hexdigest()
+
+
+def seal(record: Mapping[str, Any]) -> bytes:
+    """*record* as readable JSON with a digest of itself."""
+    return json.dumps({**record, "digest": record_digest(record)}, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def unseal(data: bytes, where: object) -> dict[str, Any]:
+    """:raises BadRecord: when it is no JSON object or fails its own digest."""
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(path=str(where), why="it is not JSON") from error
+    if not isinstance(record, dict) or record.get("digest") != record_digest(record):
+        raise BadRecord(path=str(where), why="its digest does not match its content")
+    return record
+
+
+def sha256sums(entries: Iterable[FileEntry]) -> bytes:
+    """Lines for `sha256sum -c`."""
+    return "".join(f"{entry.sha256}  {entry.path}\n" for entry in entries).encode()

@@ -1,0 +1,83 @@
+"""Names that come from outside (Hub file names, manifests, S3 keys), confined to the root they are used under."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from steelyard.errors import UnsafeName
+
+# Names that Windows, NTFS and exFAT drives can't hold or read as devices; a replica may lie on one.
+_RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"com{n}" for n in range(10)), *(f"lpt{n}" for n in range(10))})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_DRIVE = re.compile(r"^[A-Za-z]:")
+OURS = ".steelyard"
+"""The folder of our own records, below every root we write to; no name from outside may lie in it."""
+
+
+def check_name(name: str, root: object = "the folder") -> PurePosixPath:
+    """Return *name* as a relative path when it can be nothing but a file below its root.
+
+    :raises UnsafeName: for an absolute path, "..", a drive letter, a backslash, a control character, a reserved or our own name.
+    """
+
+    def refuse(why: str) -> UnsafeName:
+        return UnsafeName(name=name, root=str(root), why=why, hint="the other side sent this name; nothing was written")
+
+    if not name or name != name.strip("/") or name.startswith("/"):
+        raise refuse("it is empty or absolute")
+    if "\\" in name or _DRIVE.match(name):
+        raise refuse("it has a backslash or a drive letter")
+    if _CONTROL.search(name):
+        raise refuse("it has a control character")
+    try:
+        encoded_parts = [part.encode("utf-8") for part in name.split("/")]
+    except UnicodeEncodeError as error:
+        raise refuse("it is not valid Unicode") from error
+    for part, encoded in zip(name.split("/"), encoded_parts, strict=True):
+        if part in {"", ".", ".."}:
+            raise refuse("it has an empty part, '.' or '..'")
+        if len(encoded) > 255:
+            raise refuse("a part of it is longer than 255 bytes")
+        if part.split(".")[0].lower() in _RESERVED:
+            raise refuse(f"{part!r} is a device name on some file systems")
+        if part[-1] in " .":
+            raise refuse("a part of it ends in a dot or a space")
+        if part.lower() == OURS:
+            raise refuse(f"{OURS} is kept for our own records")
+    return PurePosixPath(name)
+
+
+def check_names(names: Iterable[str], root: object = "the folder") -> None:
+    """Check every name, and that no two fall together where case does not count (exFAT, NTFS, macOS).
+
+    :raises UnsafeName: at the first that can't be used; also when one name is a folder of another.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        check_name(name, root)
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise UnsafeName(name=name, root=str(root), why=f"it is {other!r} where case does not count")
+    for folded, name in seen.items():
+        for parent in PurePosixPath(folded).parents:
+            if str(parent) in seen:
+                raise UnsafeName(name=name, root=str(root), why=f"{seen[str(parent)]!r} is a file and can't be its folder")
+
+
+def confine(root: Path, name: str) -> Path:
+    """Return the path of *name* below *root*; follows no link on the way and never leaves *root*.
+
+    :raises UnsafeName: when the name is unsafe, or an existing folder on the way is a link that leads outside *root*.
+    """
+    path = root / check_name(name, root)
+    parent = path.parent
+    if parent != root and not parent.resolve().is_relative_to(root.resolve()):
+        raise UnsafeName(name=name, root=str(root), why="a link on the way leads outside")
+    return path
+
+
+def slug(text: str) -> str:
+    """*text* with only a-z, 0-9 and hyphens: for artifact keys and file names of ours."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"

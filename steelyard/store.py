@@ -1,0 +1,122 @@
+"""The primary copy on the data drive: models folder, manifests, model_info.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from steelyard.config import Config
+from steelyard.copies.base import CopyKind
+from steelyard.copies.folder import FolderCopy
+from steelyard.disk import existing_parent, make_folder, probe_write, write_atomically
+from steelyard.errors import BadRecord, Missing, ReadOnly
+from steelyard.manifest import Manifest
+from steelyard.names import confine
+
+
+class Store(FolderCopy):
+    """Where programs look for weights. Its manifests lie in .steelyard/manifests/<model>/<commit>.json."""
+
+    name = "store"
+    kind: CopyKind = "store"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.root = config.store.models
+        self.ours = config.store.ours
+
+    def path_of(self, manifest: Manifest, path: str) -> Path:
+        return self.path_of_model(manifest.model, path)
+
+    def path_of_model(self, model: str, path: str) -> Path:
+        return confine(self.config.folder(model), path)
+
+    def ready(self, *, write: bool) -> None:
+        """:raises ReadOnly: when the models folder can't be made or written. :raises Missing: when there is no store yet to read."""
+        if write:
+            if self.root.exists() and not self.root.is_dir():
+                raise ReadOnly(place=str(self.root), why="it is not a folder")
+            make_folder(self.root)
+            probe_write(self.root)
+            make_folder(self.ours)
+        elif not self.root.is_dir():
+            raise Missing(path=str(self.root), hint="run: steelyard download")
+
+    # --- manifests
+
+    def _manifest_path(self, model: str, commit: str) -> Path:
+        return self.ours / "manifests" / model / f"{commit}.json"
+
+    def commits(self, model: str) -> list[str]:
+        folder = self.ours / "manifests" / model
+        found = [(path.stat().st_mtime_ns, path.stem) for path in folder.glob("*.json")] if folder.is_dir() else []
+        return [commit for _, commit in sorted(found)]
+
+    def manifest(self, model: str, commit: str) -> Manifest | None:
+        path = self._manifest_path(model, commit)
+        try:
+            manifest = Manifest.parse(path.read_bytes(), path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise BadRecord(path=str(path), why=error.strerror or "it can't be read") from error
+        if (manifest.model, manifest.commit) != (model, commit):
+            raise BadRecord(path=str(path), why="it is of another model or commit")
+        return manifest
+
+    def seal(self, manifest: Manifest) -> None:
+        write_atomically(self._manifest_path(manifest.model, manifest.commit), manifest.dump())
+
+    # --- model_info.json, in the seed's format
+
+    def write_model_info(self, manifests: Iterable[Manifest]) -> None:
+        """Write what is held: {"<file name>": {"path", "sha256", "size_bytes", …}}. Derived output; nothing here ever reads it.
+
+        Where two models have files of one name, the later one is listed under its path below the models folder.
+        """
+        info: dict[str, dict[str, object]] = {}
+        for manifest in manifests:
+            for entry in manifest.files:
+                path = self.path_of(manifest, entry.path)
+                key = path.name if path.name not in info else str(path.relative_to(self.root))
+                info[key] = {
+                    "path": str(path),
+                    "sha256": entry.sha256,
+                    "size_bytes": entry.size_bytes,
+                    "model": manifest.model,
+                    "repo_id": manifest.repo_id,
+                    "commit": manifest.commit,
+                }
+        write_atomically(self.root / "model_info.json", json.dumps(info, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def strays(self, manifest: Manifest) -> list[str]:
+        """Files in a folder that is this model's alone; in a shared one (dir = ".") other files are nobody's business."""
+        folder = self.config.folder(manifest.model)
+        others = [self.config.folder(name) for name in self.config.models if name != manifest.model]
+        if folder == self.root or not folder.is_dir() or any(other.is_relative_to(folder) for other in others):
+            return []
+        return files_not_in(folder, {entry.path for entry in manifest.files})
+
+    @property
+    def drive(self) -> Path:
+        return existing_parent(self.root)
+
+
+def files_not_in(folder: Path, known: set[str]) -> list[str]:
+    """Paths below *folder*, as posix text, that are not *known*; our own records and certificates are not counted."""
+    found = []
+    for base, folders, names in folder.walk() if hasattr(folder, "walk") else _walk(folder):
+        folders[:] = [name for name in folders if name != ".steelyard"]
+        for name in names:
+            path = (base / name).relative_to(folder).as_posix()
+            if path not in known and not name.endswith(".steelyard.json"):
+                found.append(path)
+    return sorted(found)
+
+
+def _walk(folder: Path) -> Iterable[tuple[Path, list[str], list[str]]]:
+    import os
+
+    for base, folders, names in os.walk(folder):
+        yield Path(base), folders, names
