@@ -167,6 +167,8 @@ class LoopbackHub:
         """The reply with its faults, and its line in the log."""
         honest = self._routes.on_cdn(asked) if asked.port == "cdn" else self._routes.on_hub(asked)
         reply = self.faults.apply(asked, honest)
+        if reply.expires:
+            self.expire_urls()
         had_token = "authorization" in asked.headers
         status = 0 if reply.silent else reply.status
         line = Request(asked.method, asked.path, asked.range, status, 0, asked.port, asked.kind, had_token)

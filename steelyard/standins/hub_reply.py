@@ -83,6 +83,10 @@ class Reply:
     silent: bool = False
     """Close the connection without a word."""
     gzip: bool = False
+    expires: bool = False
+    """Every signed link given out so far ends with this reply."""
+    injected: bool = False
+    """A fault put it in the place of the honest one."""
 
     def with_headers(self, **headers: str) -> Reply:
         return replace(self, headers=self.headers | {name.replace("_", "-"): value for name, value in headers.items()})

@@ -132,6 +132,9 @@ class Listener:
                 return
             with self._lock:
                 self._open.add(connection)
+            if not self.listening:  # accepted while going down, too late to be cut with the others
+                connection.close()
+                return
             threading.Thread(target=self._serve, args=(connection,), name=f"hub-{self._role}-connection", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:

@@ -190,10 +190,8 @@ def _random(kind: Dtype, length: int, seed: int) -> bytes:
 
 
 def _constant(kind: Dtype, length: int, value: float) -> bytes:
-    if not kind.pack:
-        one = struct.pack("<f", value)[2:]
-    else:
-        one = struct.pack(kind.pack, value if kind.pack in ("<d", "<f", "<e") else int(value))
+    typed = value if kind.pack in ("<d", "<f", "<e") else int(value)
+    one = struct.pack(kind.pack, typed) if kind.pack else struct.pack("<f", value)[2:]
     return one * (length // kind.size_bytes)
 
 

