@@ -1,0 +1,132 @@
+"""What the child does with torch: choose a device, load by weights_only, compare with the header. Imported in the child alone."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any
+
+import torch
+
+EDGE_BYTES = 64
+Weights = list[tuple[str, torch.Tensor]]
+
+
+class _Inert:
+    """Stands for a class on the model's allowance: takes anything, does nothing, imports nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def choose_device(request: dict[str, Any]) -> tuple[str, str]:
+    """(device, why it was chosen).
+
+    :raises load_child._Failure: when CUDA was asked for and there is none, or too little of it.
+    """
+    from steelyard.checkpoint.load_child import _Failure
+
+    wanted, need = request["device"], request["vram_need"]
+    if wanted == "cpu":
+        return "cpu", "asked for"
+    if not torch.cuda.is_available():
+        built = "this torch is built without CUDA" if torch.version.cuda is None else "no CUDA device is visible"
+        if wanted == "cuda":
+            raise _Failure("unsupported", "cuda-missing", f"CUDA was asked for, but {built}; use --device cpu or auto")
+        return "cpu", f"auto: {built}"
+    free, total = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    if need > free:
+        sentence = f"it needs {need / 1e9:.1f} GB on the GPU, {name} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        if wanted == "cuda":
+            raise _Failure("too-big", "vram-need", sentence)
+        return "cpu", f"auto: {sentence}"
+    return "cuda", f"{'auto: ' if wanted == 'auto' else ''}{name} has {free / 1e9:.1f} GB free, {need / 1e9:.1f} are needed"
+
+
+def load_weights(request: dict[str, Any]) -> Weights:
+    """(name, tensor) of the weights on the CPU, by weights_only=True whatever the file."""
+    path = Path(request["path"])
+    if request["format"] == "safetensors":
+        return _map_safetensors(path, request["tensors"])
+    if request["format"] == "torchscript":
+        module = torch.jit.load(str(path), map_location="cpu")
+        return [(name, tensor.detach()) for name, tensor in module.state_dict().items()]
+    stand_ins = [(_Inert, name) for name in request["allow"] if "." in name]
+    with torch.serialization.safe_globals(stand_ins):
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=request["mmap"] or None)
+    for key in request["weights_path"]:
+        loaded = _step(loaded, key)
+    return _named(loaded)
+
+
+def _step(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return value[key] if key in value else next(held for name, held in value.items() if str(name) == key)
+    return value[int(key)]
+
+
+def _named(value: Any) -> Weights:
+    """Tensors of nested containers under dotted names, as `weights_key.find_weights` names them."""
+    found: Weights = []
+
+    def visit(name: str, node: Any) -> None:
+        if isinstance(node, torch.Tensor):
+            found.append((name, node.detach()))
+        elif isinstance(node, dict):
+            if "state" in node and "param_groups" in node:
+                return
+            for key, child in node.items():
+                visit(f"{name}.{key}" if name else str(key), child)
+        elif isinstance(node, list | tuple):
+            for index, child in enumerate(node):
+                visit(f"{name}.{index}" if name else str(index), child)
+
+    visit("", value)
+    return found
+
+
+def _map_safetensors(path: Path, rows: list[list[Any]]) -> Weights:
+    found: Weights = []
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    for name, shape, dtype, offset, nbytes in rows:
+        kind = getattr(torch, dtype)
+        flat = torch.frombuffer(mapped, dtype=torch.uint8, count=nbytes, offset=offset) if nbytes else torch.empty(0, dtype=torch.uint8)
+        # A header of odd length leaves tensors unaligned, and a view of another dtype must be aligned.
+        item = kind.itemsize
+        flat = flat if flat.data_ptr() % item == 0 else flat.clone()
+        found.append((name, flat.view(kind).reshape(shape)))
+    return found
+
+
+def same_bytes(request: dict[str, Any], weights: Weights) -> None:
+    """The first and last bytes of each storage as torch mapped it are those in the file where our own walk says they are.
+
+    :raises ValueError: when they differ: torch and we read the container differently.
+    """
+    places = {row[0]: (storage["offset"], storage["nbytes"]) for storage in request["storages"] for row in storage["tensors"]}
+    with Path(request["path"]).open("rb") as file:
+        for name, tensor in weights:
+            if name not in places:
+                continue
+            offset, nbytes = places[name]
+            storage = tensor.untyped_storage()
+            if request["format"] != "safetensors" and storage.nbytes() != nbytes:
+                raise ValueError(f"{name} lies in {storage.nbytes()} bytes where the header tells {nbytes}")
+            if request["format"] == "safetensors":
+                continue
+            for at in {0, max(0, nbytes - EDGE_BYTES)}:
+                count = min(EDGE_BYTES, nbytes - at)
+                file.seek(offset + at)
+                if bytes(storage[at : at + count].tolist()) != file.read(count):
+                    raise ValueError(f"{name} is mapped from another place than the header tells")
+
+
+def move_to_cuda(weights: Weights) -> None:
+    """All of them on the GPU at once, as a program would hold them, then freed."""
+    moved = [tensor.to("cuda") for _, tensor in weights]
+    torch.cuda.synchronize()
+    del moved
+    torch.cuda.empty_cache()

@@ -1,0 +1,139 @@
+"""Which names a pickle may mention: the few that a state dict needs. Everything else is refused, whatever it is.
+
+Source of the allowlist: torch/_weights_only_unpickler.py (2.13), less what no state dict needs. A file that passes here loads with
+weights_only=True. The dangerous list decides nothing about safety, only about words: off the allowlist a name is refused either way,
+and one that can run code by itself is called hostile instead of untrusted.
+"""
+
+from __future__ import annotations
+
+import _compat_pickle
+from typing import Literal
+
+from steelyard.checkpoint.dtypes import ITEM_BYTES, STORAGE_DTYPE
+
+Trust = Literal["needed", "allowed", "unknown", "dangerous"]
+
+TORCHSCRIPT_ALLOWANCE = "torchscript"
+"""The word that, among the allowed globals, lets TorchScript (which is code) pass."""
+
+ALLOWED: frozenset[str] = frozenset(
+    {
+        "collections.OrderedDict",
+        "collections.Counter",
+        "_codecs.encode",
+        "builtins.bytearray",
+        "builtins.set",
+        "builtins.complex",
+        "torch.Size",
+        "torch.device",
+        "torch.Tensor",
+        "torch.nn.parameter.Parameter",
+        "torch.serialization._get_layout",
+        "torch.storage.UntypedStorage",
+        "torch.storage.TypedStorage",
+        "torch._tensor._rebuild_from_type_v2",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3",
+        "torch._utils._rebuild_qtensor",
+        "torch._utils._rebuild_sparse_tensor",
+        "torch._utils._rebuild_meta_tensor_no_storage",
+        "torch._utils._rebuild_device_tensor_from_cpu_tensor",
+        "torch.per_tensor_affine",
+        "torch.per_channel_affine",
+        "torch.per_tensor_symmetric",
+        "torch.per_channel_symmetric",
+        "torch.per_channel_affine_float_qparams",
+    }
+    | {f"torch.{name}" for name in STORAGE_DTYPE}
+    | {f"torch.cuda.{name}" for name in STORAGE_DTYPE if not name.startswith(("Q", "Untyped"))}
+    | {f"torch.{dtype}" for dtype in ITEM_BYTES}
+)
+
+_DANGEROUS_MODULES: frozenset[str] = frozenset({
+    "os", "posix", "nt", "ntpath", "posixpath", "sys", "subprocess", "_posixsubprocess", "socket", "_socket", "shutil", "runpy",
+    "pty", "importlib", "_frozen_importlib", "_frozen_importlib_external", "imp", "ctypes", "_ctypes", "cffi", "webbrowser", "code",
+    "codeop", "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "types", "inspect", "operator", "_operator",
+    "functools", "_functools", "itertools", "asyncio", "bdb", "pdb", "timeit", "trace", "profile", "cProfile", "doctest", "pip",
+    "distutils", "setuptools", "pkgutil", "pydoc", "idlelib", "ensurepip", "venv", "multiprocessing", "concurrent", "threading",
+    "_thread", "signal", "tempfile", "urllib", "http", "httplib", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "telnetlib",
+    "poplib", "imaplib", "nntplib", "xmlrpc", "ssl", "logging", "linecache", "zipimport", "zipapp", "site", "sqlite3", "atexit", "gc",
+    "platform", "commands", "popen2", "fileinput", "glob", "io", "_io", "mmap", "resource", "select", "selectors", "shelve", "dbm",
+    "antigravity", "this", "turtledemo", "lib2to3", "unittest", "test", "psutil", "paramiko", "fabric", "yaml", "jinja2", "numexpr",
+    "llvmlite", "numba", "cupy", "tensorflow", "IPython", "prefect", "steelyard", "torch.hub", "torch.jit", "torch.package",
+    "torch.utils", "torch.multiprocessing", "torch.distributed", "torch._dynamo", "torch._inductor", "torch.onnx", "torch.fx",
+    "torch.classes", "torch.ops", "torch.testing", "torch.serialization", "torch._C", "torch.compiler", "torch.storage",
+    "torch.export", "numpy.testing", "numpy.f2py", "numpy.distutils", "numpy.lib", "numpy.load", "numpy.fromfile", "pandas.io",
+    "pandas.core.computation",
+})  # fmt: skip
+
+_DANGEROUS_BUILTINS = (
+    "eval", "exec", "compile", "open", "__import__", "globals", "locals", "vars", "input", "breakpoint", "delattr", "setattr",
+    "memoryview", "type", "map", "filter", "apply", "execfile", "file", "reload", "exit", "quit", "help", "print",
+)  # fmt: skip
+
+_DANGEROUS_NAMES: frozenset[str] = frozenset(
+    {f"builtins.{name}" for name in _DANGEROUS_BUILTINS}
+    | {"torch.load", "torch.save", "torch.from_file", "torch.compile", "numpy.load", "numpy.fromfile", "numpy.save", "numpy.memmap"}
+    | {"pathlib.Path.write_text", "pathlib.Path.unlink", "pandas.read_pickle", "copyreg.add_extension"}
+)
+
+_HARMLESS: frozenset[str] = frozenset(
+    {
+        "functools.partial",  # schedulers are saved with it; alone it runs nothing, what it would run is listed by its own name
+        "torch.utils.data.sampler.RandomSampler",
+        "torch._utils._rebuild_device_tensor_from_numpy",
+        "torch.storage._load_from_bytes_disabled",
+        "torch.jit._pickle.build_intlist",
+        "torch.jit._pickle.build_doublelist",
+        "torch.jit._pickle.build_boollist",
+        "torch.jit._pickle.build_tensorlist",
+        "torch.jit._pickle.build_tensor_from_id",
+        "torch.jit._pickle.restore_type_tag",
+        "argparse.Namespace",
+        "types.SimpleNamespace",
+    }
+)
+
+_TORCHSCRIPT_PREFIXES = ("__torch__.", "torch.jit._pickle.", "__main__.")
+
+
+def normal_name(module: str, name: str) -> tuple[str, str]:
+    """*module* and *name* as Python 3 resolves them: pickles of Python 2 say __builtin__ or copy_reg."""
+    pair = (module, name)
+    if pair in _compat_pickle.NAME_MAPPING:
+        module, name = _compat_pickle.NAME_MAPPING[pair]
+    elif module in _compat_pickle.IMPORT_MAPPING:
+        module = _compat_pickle.IMPORT_MAPPING[module]
+    return module, name
+
+
+def judge_global(path: str, allow: frozenset[str] = frozenset(), *, torchscript: bool = False) -> Trust:
+    """Whether a pickle may name *path* ("module.name").
+
+    *allow* adds names; it never lifts a dangerous one. *torchscript* adds the names of compiled classes, which are data of the archive
+    and not importable.
+    """
+    if path in ALLOWED:
+        return "needed"
+    if torchscript and path.startswith(_TORCHSCRIPT_PREFIXES):
+        return "needed"
+    if is_dangerous(path):
+        return "dangerous"
+    return "allowed" if path in allow else "unknown"
+
+
+def is_dangerous(path: str) -> bool:
+    if path in _HARMLESS or path in ALLOWED:
+        return False
+    if path in _DANGEROUS_NAMES:
+        return True
+    parts = path.split(".")
+    if any(part.startswith("__") and part.endswith("__") and part not in ("__main__", "__torch__") for part in parts):
+        return True  # a dotted name may climb: "torch.nn.__builtins__…"
+    if path.startswith(("torch.distributed.", "torch.utils.data.")):
+        return False  # saved by trainers; refused as unknown all the same
+    return any(".".join(parts[:depth]) in _DANGEROUS_MODULES for depth in range(1, min(len(parts), 4)))
