@@ -69,6 +69,7 @@ class LoopbackHub:
         holds: weights by their suffix, and whatever has 10 MB. *sha256* spares the hashing of large files; it is not checked.
         """
         with self._routes.lock:
+            self._routes.renamed.pop(repo_id, None)
             repo = self._routes.repos.setdefault(repo_id, Repo(repo_id))
             parent = repo.branches.get(branch) or repo.branches.get("main")
             held = dict(repo.commits[parent].files) if parent else {}

@@ -38,7 +38,7 @@ def model_info(repo: Repo, commit: Commit, *, blobs: bool, security: bool, expan
 
 def tree(repo: Repo, commit: Commit, path: str, *, recursive: bool, expand: bool, xet: bool) -> list[Json] | None:
     """Folders and files below *path*, in the order of their names; None when there is no such folder."""
-    folders = commit.folders()
+    folders = commit.folders
     if path and path not in folders:
         return None
     prefix = f"{path}/" if path else ""
@@ -52,7 +52,7 @@ def tree(repo: Repo, commit: Commit, path: str, *, recursive: bool, expand: bool
 
 def paths_info(repo: Repo, commit: Commit, paths: list[str], *, expand: bool, xet: bool) -> list[Json]:
     """What is known of the named paths; those that do not exist are left out, as the real one does."""
-    folders = commit.folders()
+    folders = commit.folders
     known = [path for path in paths if path in folders or path in commit.files]
     return [entry(repo, commit, path, folders, expand=expand, xet=xet) for path in known]
 

@@ -138,6 +138,7 @@ class Commit:
     def stamp(self) -> str:
         return stamp(self.date)
 
+    @cached_property
     def folders(self) -> dict[str, str]:
         """Every folder's path and tree id."""
         trees = _trees(self.files)

@@ -166,7 +166,7 @@ class Conversation(BaseHTTPRequestHandler):
         asked = Asked(self._port, self.command, self.path, headers, payload)
         reply, line = self._hub.answer(asked)
         if reply.wait_s:
-            self._hub.closing.wait(reply.wait_s)
+            self._pause(reply.wait_s)
         if reply.silent:
             self.close_connection = True
             return
@@ -203,9 +203,13 @@ class Conversation(BaseHTTPRequestHandler):
                 self._at_mark(mark)
         self._send_part(reply.body.part(done, len(reply.body)), line, reply.bytes_per_s)
 
+    def _pause(self, seconds: float) -> None:
+        if self._hub.closing.wait(seconds):
+            raise Hangup
+
     def _at_mark(self, mark: Mark) -> None:
         if mark.act == "pause":
-            self._hub.closing.wait(mark.pause_s)
+            self._pause(mark.pause_s)
             return
         if mark.act == "expire":
             self._hub.expire_urls()
@@ -255,8 +259,8 @@ class Conversation(BaseHTTPRequestHandler):
     def _sent(self, count: int, line: Request, limit: float | None) -> None:
         line.bytes_sent += count
         delay = self._hub.pace.delay_s(count, limit)
-        if delay > 0 and self._hub.closing.wait(delay):
-            raise Hangup
+        if delay > 0:
+            self._pause(delay)
 
     def _send_gzip(self, body: Body, line: Request) -> None:
         packer = zlib.compressobj(1, zlib.DEFLATED, 31)
