@@ -14,16 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from steelyard.checkpoint.load_plan import names_digest
+from steelyard.checkpoint.load_plan import LoadFailure, names_digest
 
 _PR_SET_PDEATHSIG = 1
-
-
-class _Failure(Exception):
-    def __init__(self, verdict: str, code: str, message: str) -> None:
-        super().__init__(message)
-        self.verdict = verdict
-        self.code = code
 
 
 def main() -> int:
@@ -35,7 +28,7 @@ def main() -> int:
     answer: dict[str, Any] = {"verdict": "ok", "reasons": [], "phases": []}
     try:
         _check(request, answer, out)
-    except _Failure as error:
+    except LoadFailure as error:
         answer["verdict"] = error.verdict
         answer["reasons"].append({"code": error.code, "message": str(error)})
     answer["peak_rss_bytes"] = _peak_rss()
@@ -55,7 +48,7 @@ def _check(request: dict[str, Any], answer: dict[str, Any], out: Any) -> None:
     try:
         import torch
     except ImportError as error:
-        raise _Failure(
+        raise LoadFailure(
             "unsupported", "torch-missing", f'torch can\'t be imported ({error}); add it with: pip install "steelyard[torch]"'
         ) from error
     started = _lap(answer, "import", started)
@@ -70,7 +63,7 @@ def _check(request: dict[str, Any], answer: dict[str, Any], out: Any) -> None:
         answer["names_digest"] = names_digest((name, tensor.shape, str(tensor.dtype).removeprefix("torch.")) for name, tensor in weights)
         expected = request["expected"]
         if len(weights) != expected["tensors"] or answer["names_digest"] != expected["digest"]:
-            raise _Failure(
+            raise LoadFailure(
                 "broken",
                 "tensors-differ",
                 f"torch finds other tensors ({len(weights)}) than the file's header tells ({expected['tensors']})",
@@ -80,10 +73,10 @@ def _check(request: dict[str, Any], answer: dict[str, Any], out: Any) -> None:
         if device == "cuda":
             move_to_cuda(weights)
         del weights
-    except _Failure:
+    except LoadFailure:
         raise
     except MemoryError as error:
-        raise _Failure("too-big", "memory-limit", "there was not enough memory to load it") from error
+        raise LoadFailure("too-big", "memory-limit", "there was not enough memory to load it") from error
     except Exception as error:  # the one place where torch's errors are mapped: any of them means that it does not load
         raise _mapped(error) from error
     started = _lap(answer, "load", started)
@@ -109,14 +102,14 @@ def _blame(answer: dict[str, Any], code: str, message: str) -> None:
     answer["reasons"].append({"code": code, "message": message})
 
 
-def _mapped(error: Exception) -> _Failure:
+def _mapped(error: Exception) -> LoadFailure:
     text = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError" or "out of memory" in text or "can't allocate memory" in text:
-        return _Failure("too-big", "memory-limit", f"there was not enough memory to load it: {text[:200]}")
+        return LoadFailure("too-big", "memory-limit", f"there was not enough memory to load it: {text[:200]}")
     if type(error).__name__ == "UnpicklingError" and "weights_only" in text.lower():
         # torch's own text advises to turn the guard off; ours never does.
-        return _Failure("untrusted", "unknown-global", "torch's safe loader refuses it; it needs more than a state dict needs")
-    return _Failure("broken", "load-failed", f"torch does not load it ({type(error).__name__}): {text[:200]}")
+        return LoadFailure("untrusted", "unknown-global", "torch's safe loader refuses it; it needs more than a state dict needs")
+    return LoadFailure("broken", "load-failed", f"torch does not load it ({type(error).__name__}): {text[:200]}")
 
 
 def _lap(answer: dict[str, Any], name: str, started: float) -> float:

@@ -7,10 +7,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from steelyard.checkpoint.inspection import Inspection, TensorInfo
+from steelyard.checkpoint.reasons import ReasonCode
 
 OVERHEAD_BYTES = 320 * 1024 * 1024
 """torch itself (210 to 260 MiB resident after import) and the buffers of the value scan."""
 CUDA_CONTEXT_BYTES = 700 * 1024 * 1024
+
+
+class LoadFailure(Exception):
+    """How the child says no: the report's verdict, a reason's code and its sentence. Here, since the child's own module is __main__."""
+
+    def __init__(self, verdict: str, code: ReasonCode, message: str) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+        self.code = code
 
 
 def may_map(inspection: Inspection) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from steelyard.checkpoint.load_plan import LoadFailure
+
 EDGE_BYTES = 64
 Weights = list[tuple[str, torch.Tensor]]
 
@@ -23,24 +25,22 @@ class _Inert:
 def choose_device(request: dict[str, Any]) -> tuple[str, str]:
     """(device, why it was chosen).
 
-    :raises load_child._Failure: when CUDA was asked for and there is none, or too little of it.
+    :raises LoadFailure: when CUDA was asked for and there is none, or too little of it.
     """
-    from steelyard.checkpoint.load_child import _Failure
-
     wanted, need = request["device"], request["vram_need"]
     if wanted == "cpu":
         return "cpu", "asked for"
     if not torch.cuda.is_available():
         built = "this torch is built without CUDA" if torch.version.cuda is None else "no CUDA device is visible"
         if wanted == "cuda":
-            raise _Failure("unsupported", "cuda-missing", f"CUDA was asked for, but {built}; use --device cpu or auto")
+            raise LoadFailure("unsupported", "cuda-missing", f"CUDA was asked for, but {built}; use --device cpu or auto")
         return "cpu", f"auto: {built}"
     free, total = torch.cuda.mem_get_info()
     name = torch.cuda.get_device_name()
     if need > free:
         sentence = f"it needs {need / 1e9:.1f} GB on the GPU, {name} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
         if wanted == "cuda":
-            raise _Failure("too-big", "vram-need", sentence)
+            raise LoadFailure("too-big", "vram-need", sentence)
         return "cpu", f"auto: {sentence}"
     return "cuda", f"{'auto: ' if wanted == 'auto' else ''}{name} has {free / 1e9:.1f} GB free, {need / 1e9:.1f} are needed"
 

@@ -165,6 +165,11 @@ def worst_verdict(reasons: Iterable[Reason]) -> Verdict:
     return max((reason.verdict for reason in reasons), key=_ORDER.index, default="ok")
 
 
+def ranked(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
+    """Gravest first, each once."""
+    return tuple(sorted(dict.fromkeys(reasons), key=lambda reason: -_ORDER.index(reason.verdict)))
+
+
 def shown(text: str, limit: int = 120) -> str:
     """*text* from a file made fit for a terminal and a log line: no control characters, no more than *limit* characters."""
     plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
