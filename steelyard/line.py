@@ -90,6 +90,11 @@ class Line:
             self._addresses[file.path] = fresh
             return fresh
 
+    def forget(self, file: LockedFile) -> None:
+        """The next address of *file* is a fresh one."""
+        with self._lock:
+            self._addresses.pop(file.path, None)
+
     def _resolve(self, file: LockedFile, born: int) -> Address:
         url, home = self.url(file.path), urlsplit(self.endpoint).netloc
         for _ in range(MAX_REDIRECTS):

@@ -78,11 +78,11 @@ class Arrival:
     Feed only buffers that nobody changes afterwards.
     """
 
-    def __init__(self, size_bytes: int, *, git: bool = False, ahead: int = 8) -> None:
+    def __init__(self, size_bytes: int, *, git: bool = False, ahead: int = 8, piece_bytes: int = 0) -> None:
         from awscrt.checksums import crc64nvme
 
         self.size_bytes = size_bytes
-        self.piece_bytes = piece_size(size_bytes)
+        self.piece_bytes = piece_bytes or piece_size(size_bytes)
         self._crc_of = crc64nvme
         self._crc = 0
         self._fed = 0
@@ -147,14 +147,14 @@ class Arrival:
 
 
 def digest_source(
-    source: ByteSource, *, stop: threading.Event, on_bytes: Callable[[int], None] = lambda _: None, git: bool = False
+    source: ByteSource, *, stop: threading.Event, on_bytes: Callable[[int], None] = lambda _: None, git: bool = False, piece_bytes: int = 0
 ) -> Digests:
     """Read *source* once and return its SHA-256, its CRC-64/NVME and a BLAKE3 digest for every piece.
 
     Memory stays below 16 MiB whatever the size; *stop* is seen within one MiB.
     :raises Unreadable: with the byte range, when the medium gives an error; never a partial result.
     """
-    arrival = Arrival(source.size_bytes, git=git, ahead=4)
+    arrival = Arrival(source.size_bytes, git=git, ahead=4, piece_bytes=piece_bytes)
     try:
         offset = 0
         while offset < source.size_bytes:

@@ -70,8 +70,8 @@ class Store(FolderCopy):
 
     # --- model_info.json, in the seed's format
 
-    def write_model_info(self, manifests: Iterable[Manifest]) -> None:
-        """Write what is held: {"<file name>": {"path", "sha256", "size_bytes", …}}. Derived output; nothing here ever reads it.
+    def model_info(self, manifests: Iterable[Manifest]) -> bytes:
+        """{"<file name>": {"path", "sha256", "size_bytes", …}} of what is held. Derived output; nothing here ever trusts it.
 
         Where two models have files of one name, the later one is listed under its path below the models folder.
         """
@@ -88,7 +88,21 @@ class Store(FolderCopy):
                     "repo_id": manifest.repo_id,
                     "commit": manifest.commit,
                 }
-        write_atomically(self.root / "model_info.json", json.dumps(info, indent=2, ensure_ascii=False).encode() + b"\n")
+        return json.dumps(info, indent=2, ensure_ascii=False).encode() + b"\n"
+
+    @property
+    def model_info_path(self) -> Path:
+        return self.root / "model_info.json"
+
+    def model_info_holds(self, manifests: Iterable[Manifest]) -> bool:
+        """Whether the file on disk says what the manifests say."""
+        try:
+            return self.model_info_path.read_bytes() == self.model_info(manifests)
+        except OSError:
+            return False
+
+    def write_model_info(self, manifests: Iterable[Manifest]) -> None:
+        write_atomically(self.model_info_path, self.model_info(manifests))
 
     def strays(self, manifest: Manifest) -> list[str]:
         """Files in a folder that is this model's alone; in a shared one (dir = ".") other files are nobody's business."""

@@ -68,6 +68,8 @@ class ProvenReader:
 
     entry: FileEntry
     candidates: Mapping[str, ByteSource]
+    pieces_are_trusted: bool = True
+    """False where the piece digests come from a replica's manifest: whoever writes then proves the whole SHA-256 before publishing."""
     used_bytes: dict[str, int] = field(default_factory=dict)
 
     def read_piece(self, index: int, buffer: memoryview) -> memoryview:

@@ -105,7 +105,7 @@ class FolderCopy(ABC):
         written = self._write_pieces(partial, entry, reader, watch.stop)
         for attempt in (1, 2):
             partial.fsync()
-            bad = _read_back(partial, entry, watch.stop)
+            bad = _read_back(partial, entry, reader.pieces_are_trusted)
             if not bad:
                 return written
             partial.drop(bad)
@@ -162,6 +162,15 @@ class FolderCopy(ABC):
             raise corrupt(path, still, f"{self.name} does not give back what was written; the medium is failing")
         return moved
 
+    @abstractmethod
+    def commits(self, model: str) -> list[str]: ...
+
+    @abstractmethod
+    def manifest(self, model: str, commit: str) -> Manifest | None: ...
+
+    @abstractmethod
+    def seal(self, manifest: Manifest) -> None: ...
+
     def strays(self, manifest: Manifest) -> list[str]:
         return []
 
@@ -196,8 +205,8 @@ def _mendable_in_place(path: Path) -> bool:
 
 
 def stat_of(seen: os.stat_result) -> str:
-    """What identifies a file's state without reading it: size, mtime and inode."""
-    return f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ino}"
+    """What identifies a file's state without reading it. ctime can't be set back by a program, mtime can."""
+    return f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ctime_ns}:{seen.st_ino}"
 
 
 def _quick(source: LocalFile, entry: FileEntry, recorded: Finding | None) -> Finding:
@@ -274,18 +283,25 @@ def _is_cached(source: LocalFile) -> bool:
     return there > probes * 3 // 4
 
 
-def _read_back(partial: Partial, entry: FileEntry, stop: threading.Event) -> list[Range]:
-    """Read a written file from the medium and judge every piece; the ranges that did not survive."""
+def _read_back(partial: Partial, entry: FileEntry, pieces_are_trusted: bool) -> list[Range]:
+    """Read a written file from the medium and judge every piece; the ranges that did not survive.
+
+    Where the pieces come from a record of somebody else (a replica's manifest), the whole SHA-256 is proven in the same pass.
+    :raises Corrupt: when the pieces hold but the SHA-256 does not: the record contradicts itself.
+    """
     os.posix_fadvise(partial.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     watch = current_watch()
     with LocalFile(partial.path) as source, watch.job(f"read back {entry.path}", entry.size_bytes) as job:
-        found = check_pieces(
-            source,
-            entry.size_bytes,
-            entry.piece_bytes,
-            entry.pieces,
-            stop=stop,
-            threads=1,
-            on_bytes=lambda count: watch.advance(job, count),
-        )
-    return list(merge_ranges([*found.bad, *found.unreadable]))
+
+        def on_bytes(count: int) -> None:
+            watch.advance(job, count)
+
+        if pieces_are_trusted:
+            found = check_pieces(source, entry.size_bytes, entry.piece_bytes, entry.pieces, stop=watch.stop, threads=1, on_bytes=on_bytes)
+            return list(merge_ranges([*found.bad, *found.unreadable]))
+        digests = digest_source(source, stop=watch.stop, on_bytes=on_bytes, piece_bytes=entry.piece_bytes)
+    bad = [where for where, one, other in zip(entry.ranges, digests.pieces, entry.pieces, strict=True) if one != other]
+    if not bad and digests.sha256 != entry.sha256:
+        partial.discard()
+        raise corrupt(entry.path, [(0, entry.size_bytes)], "its pieces hold, but together they are not the SHA-256 that was agreed on")
+    return bad

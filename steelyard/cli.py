@@ -1,0 +1,378 @@
+"""The commands. Parses, runs one verb, shows its report, and turns what happened into an exit code; nothing else is decided here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from steelyard import __version__, orchestrator
+from steelyard.errors import SteelyardError, Stopped, UsageError
+from steelyard.report import Report
+from steelyard.terminal import set_up_logging, show_error, show_json, show_report, watching
+from steelyard.verbs import VERBS, Call, Engine, run_locally
+from steelyard.watch import Watch
+
+EXIT_CODES = """\
+Exit codes: 0 all well · 1 something is missing, corrupt, untrusted or does not load · 2 wrong usage or config · \
+3 refused before starting (space, mount absent, read-only, locked by another run) · 4 the other side failed \
+(unreachable, access denied, gone) · 130 stopped. When several apply, the smallest that is not 0."""
+
+app = App(
+    name="steelyard",
+    help="Keeps large model weights downloaded, verified, loadable, backed up and current, and proves it by restoring them.",
+    help_epilogue=EXIT_CODES,
+    help_format="plaintext",
+    version=__version__,
+    result_action="return_value",
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    config: Path | None = None
+    """The config file; else STEELYARD_CONFIG, else ./steelyard.toml."""
+    json: Annotated[bool, Parameter(negative="")] = False
+    """Exactly one JSON document on stdout; everything else goes to stderr."""
+    here: Annotated[bool, Parameter(negative="")] = False
+    """Run in this process even where a Prefect API is configured."""
+
+
+COMMON = Common()
+Models = Annotated[tuple[str, ...], Parameter(help="Names from the config; none means all.")]
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A command that is no flow: *make* gives its report; *show* prints it where no JSON was asked for."""
+
+    command: str
+    make: Callable[[], Report]
+    show: Callable[[Report], None] = show_report
+
+
+Asked = Call | Direct
+
+
+@app.command
+def init(path: Path = Path(), *, common: Common = COMMON) -> Asked:
+    """Write a commented starter config for MVDream; refuses to overwrite."""
+    from steelyard.init import init as write
+
+    return Direct("init", lambda: write(path))
+
+
+@app.command
+def download(*models: Models, common: Common = COMMON) -> Asked:
+    """Resolve, lock, check space, fetch, verify, and publish into the store. Fetches what the lock says; only update moves the lock."""
+    return Call("download", common.config, {"models": models})
+
+
+@app.command
+def verify(
+    *models: Models,
+    copy: str = "store",
+    quick: Annotated[bool, Parameter(negative="")] = False,
+    deep: Annotated[bool, Parameter(negative="")] = False,
+    cold: bool | None = None,
+    common: Common = COMMON,
+) -> Asked:
+    """Judge copies by the recorded digests; says which bytes are bad.
+
+    Parameters
+    ----------
+    copy
+        store, hub-cache, a replica's name, or all.
+    quick
+        Size, times and presence only; never better than the last proof.
+    deep
+        Read back what is otherwise proven by a store's own checksum.
+    cold
+        Read from the medium, not from memory; by default for replicas only.
+    """
+    from steelyard.copies.base import Look
+
+    if quick and deep:
+        raise UsageError(why="--quick and --deep contradict each other", hint="give one of them")
+    return Call(
+        "verify", common.config, {"models": models, "copy": copy, "look": Look("quick" if quick else "deep" if deep else "default", cold)}
+    )
+
+
+@app.command
+def load(*models: Models, device: Literal["auto", "cpu", "cuda"] = "auto", timeout: float = 600.0, common: Common = COMMON) -> Asked:
+    """Does it really load; in a child process with bounded time and memory.
+
+    Parameters
+    ----------
+    device
+        Where to load it; auto says which and why.
+    timeout
+        Longest time for one file, in seconds.
+    """
+    return Call("load", common.config, {"models": models, "device": device, "timeout_s": timeout})
+
+
+@app.command
+def backup(*models: Models, to: str | None = None, common: Common = COMMON) -> Asked:
+    """Bring replicas up to date: only proven bytes are carried, nothing is deleted or overwritten.
+
+    Parameters
+    ----------
+    to
+        One replica by name; its drive must then be there. None: all, and an absent drive is skipped.
+    """
+    return Call("backup", common.config, {"models": models, "to": to})
+
+
+@app.command
+def restore(
+    model: str,
+    *,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    revision: str | None = None,
+    into: Path | None = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    common: Common = COMMON,
+) -> Asked:
+    """Bring a model back from its copies, proven by the Hub's SHA-256 before it gets its name.
+
+    Parameters
+    ----------
+    from_
+        One replica by name; else every copy is asked, piece by piece.
+    revision
+        A snapshot's commit (6 digits or more); else the locked one.
+    into
+        A folder; else the store.
+    force
+        Put what stands in the way into quarantine.
+    """
+    return Call("restore", common.config, {"model": model, "source": from_, "revision": revision, "into": into, "force": force})
+
+
+@app.command
+def repair(
+    *models: Models, copy: str = "store", dry_run: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON
+) -> Asked:
+    """Replace bad pieces from any copy whose piece verifies; the bad bytes go to quarantine.
+
+    Parameters
+    ----------
+    copy
+        store, hub-cache, a replica's name, or all.
+    dry_run
+        Only say what would be moved, and from where.
+    """
+    return Call("repair", common.config, {"models": models, "copy": copy, "dry_run": dry_run})
+
+
+@app.command
+def drill(*models: Models, from_: Annotated[str | None, Parameter(name="--from")] = None, device: Literal["auto", "cpu", "cuda"] = "cpu",
+          common: Common = COMMON) -> Asked:  # fmt: skip
+    """Restore to scratch, verify, load, time it, clean up: the answer is how long you would be down.
+
+    Parameters
+    ----------
+    from_
+        One replica by name; else each replica in turn.
+    device
+        Where the restored weights are loaded.
+    """
+    return Call("drill", common.config, {"models": models, "source": from_, "device": device})
+
+
+@app.command(name="check-updates")
+def check_updates(*models: Models, common: Common = COMMON) -> Asked:
+    """What changed upstream and what it means; changes nothing that is held."""
+    return Call("check-updates", common.config, {"models": models})
+
+
+@app.command(name="inspect")
+def inspect_command(*sources: Annotated[str, Parameter(required=True)], common: Common = COMMON) -> Asked:
+    """A weights file by path or hf://repo_id[@revision]/path, without loading it; two sources: their difference."""
+
+    def make() -> Report:
+        from steelyard.config import HubConfig, load_config
+        from steelyard.errors import ConfigMissing
+        from steelyard.inspecting import inspect_sources
+
+        try:
+            settings = load_config(common.config).hub
+        except ConfigMissing:
+            if common.config is not None:
+                raise
+            settings = HubConfig()
+        return inspect_sources(sources, settings)
+
+    return Direct("inspect", make)
+
+
+@app.command
+def status(*, common: Common = COMMON) -> Asked:
+    """What is held where, how it is, and how full the disk is; reads no weights and asks no network."""
+
+    def make() -> Report:
+        from steelyard.site import Site
+        from steelyard.status import status as look
+
+        return look(Site.open(common.config))
+
+    def show(report: Report) -> None:
+        from steelyard.status_view import show_status
+
+        show_status(report)
+
+    return Direct("status", make, show)
+
+
+@app.command
+def doctor(*, common: Common = COMMON) -> Asked:
+    """What is wrong with this machine's set-up, and the fix for each."""
+
+    def make() -> Report:
+        from steelyard.doctor import doctor as look
+
+        return look(common.config)
+
+    return Direct("doctor", make)
+
+
+@app.command
+def up(*, host: str | None = None, port: int | None = None, common: Common = COMMON) -> Asked:
+    """Server, UI and schedules on this machine, until Ctrl-C. A second one says that one runs.
+
+    Parameters
+    ----------
+    host
+        Address to listen on; else PREFECT_SERVER_API_HOST, else 127.0.0.1.
+    port
+        Port; else PREFECT_SERVER_API_PORT, else 4200.
+    """
+    arguments = [*(["--host", host] if host else []), *(["--port", str(port)] if port else []), *_passed_on(common)]
+    return Direct("up", lambda: _become("deployments.up", arguments))
+
+
+@app.command
+def demo(*, keep: Path | None = None, common: Common = COMMON) -> Asked:
+    """The whole job on embedded stand-ins: a Hub, an S3 server and a folder as the drive, all on the loopback.
+
+    Parameters
+    ----------
+    keep
+        Keep what the demo made in this folder, to look at.
+    """
+    return Direct("demo", lambda: _become("flows.demo", [*(["--keep", str(keep)] if keep else []), *_passed_on(common)]))
+
+
+def _passed_on(common: Common) -> list[str]:
+    return [*(["--config", str(common.config)] if common.config else []), *(["--json"] if common.json else [])]
+
+
+def _become(module: str, arguments: Sequence[str]) -> Report:
+    """Replace this process by a module of the upper floors: the domain knows that they exist, and imports nothing of them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+
+
+def main(argv: Sequence[str] | None = None, engine: Engine = run_locally) -> None:
+    """Run one command and exit. *engine* runs a verb: here by default; flows/ hands in one that makes it a flow run."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    wants_json = "--json" in tokens
+    set_up_logging()
+    try:
+        asked = app(tokens, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _end(_failed(_command(tokens), UsageError(why=_one_line(error), hint=f"see: steelyard {_command(tokens)} --help")), wants_json)
+    except SteelyardError as error:
+        _end(_failed(_command(tokens), error), wants_json)
+    if not isinstance(asked, Call | Direct):
+        sys.exit(0)  # --help and --version have printed what was asked for
+    show: Callable[[Report], None] = show_report
+    name = asked.verb if isinstance(asked, Call) else asked.command
+    if isinstance(asked, Call) and engine is run_locally and "--here" not in tokens and orchestrator.api_url():
+        os.environ["PREFECT_API_URL"] = str(orchestrator.api_url())
+        _become("flows", tokens)
+    try:
+        with watching() as watch, _stoppable(watch):
+            if isinstance(asked, Call):
+                report = engine(asked)
+            else:
+                report, show = asked.make(), asked.show
+    except KeyboardInterrupt:
+        report = _failed(name, Stopped())
+    except SteelyardError as error:
+        report = _failed(name, error)
+    except BrokenPipeError:
+        os._exit(141)
+    except Exception as error:
+        if os.environ.get("STEELYARD_DEBUG"):
+            raise
+        report = _failed(name, _Unexpected(why=f"{type(error).__name__}: {error}".splitlines()[0]))
+    _end(report, wants_json, show)
+
+
+class _Unexpected(SteelyardError):
+    """This should not have happened: {why}"""
+
+    code = "unexpected"
+    hint = "nothing was published half-way; set STEELYARD_DEBUG=1, run it again and report the traceback"
+
+
+class _stoppable:
+    """SIGINT and SIGTERM set the watch's stop and interrupt the main thread; a second SIGINT is Python's own."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        def stop(number: int, _frame: FrameType | None) -> None:
+            self._watch.stop.set()
+            signal.signal(number, self._before[number])
+            raise KeyboardInterrupt
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, stop)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _failed(command: str, error: SteelyardError) -> Report:
+    report = Report(command)
+    report.errors.append(error)
+    return report.close()
+
+
+def _command(tokens: Sequence[str]) -> str:
+    known = {*VERBS, "init", "inspect", "status", "doctor", "up", "demo"}
+    return next((token for token in tokens if token in known), "")
+
+
+def _one_line(error: CycloptsError) -> str:
+    return " ".join(str(error).split())
+
+
+def _end(report: Report, wants_json: bool, show: Callable[[Report], None] = show_report) -> None:
+    try:
+        if wants_json:
+            show_json(report)
+        elif report.rows or report.ok:
+            show(report)
+        else:
+            for error in report.errors:
+                show_error(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(report.exit_code)

@@ -1,0 +1,287 @@
+"""restore: bring a model back from its copies, piece by piece from whichever is good, and prove the agreed SHA-256 before it gets its name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from steelyard.batches import batches
+from steelyard.copies.base import Copy, CopyKind, Finding, Look, ProvenReader, Rotten
+from steelyard.copies.folder import FolderCopy, stat_of
+from steelyard.copies.hub import HubFile
+from steelyard.disk import make_folder, probe_write
+from steelyard.errors import BadRecord, Corrupt, Missing, Refused, SteelyardError, UsageError
+from steelyard.hub import is_commit
+from steelyard.line import Line
+from steelyard.lock import LockedFile, LockedModel
+from steelyard.manifest import FileEntry, Manifest
+from steelyard.names import OURS, confine
+from steelyard.report import Report, Row
+from steelyard.site import Site
+from steelyard.source import ByteSource
+from steelyard.space import Need, check_room
+from steelyard.steps import Run, run_here
+
+log = logging.getLogger("steelyard")
+
+
+class Folder(FolderCopy):
+    """A plain folder that files are restored into, as they are named in the repo."""
+
+    kind: CopyKind = "mount"
+
+    def __init__(self, root: Path) -> None:
+        self.name = str(root)
+        self.root = root
+        self.ours = root / OURS
+
+    def ready(self, *, write: bool) -> None:
+        make_folder(self.root)
+        if write:
+            probe_write(self.root)
+
+    def path_of(self, manifest: Manifest, path: str) -> Path:
+        return confine(self.root, path)
+
+    def commits(self, model: str) -> list[str]:
+        return []
+
+    def manifest(self, model: str, commit: str) -> Manifest | None:
+        return None
+
+    def seal(self, manifest: Manifest) -> None:
+        """Remove our own folder again where it is empty: the user asked for files, not for records."""
+        for folder in (self.ours / "staging", self.ours / "quarantine", self.ours):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def restore(
+    site: Site,
+    model: str,
+    *,
+    source: str | None = None,
+    revision: str | None = None,
+    into: Path | None = None,
+    force: bool = False,
+    run: Run = run_here,
+) -> Report:
+    """Bring *model* back at *revision* (None: the locked commit) from *source* (None: every copy that has it) into the store or *into*.
+
+    What stands there and can't be proven worse is not overwritten, unless *force*: it goes to quarantine then.
+    """
+    report = Report("restore")
+    site.config.chosen([model])
+    locked = site.locked_model(model)
+    if source is not None:
+        site.replica(source).ready(write=False)
+    target: FolderCopy = Folder(Path(into).expanduser().absolute()) if into else site.store
+    copies = _sources(site, source)
+    commit = _choose_commit(model, revision, locked, copies)
+    target.ready(write=True)
+    with report.collecting(), site.writing("store", [model], "restore"):
+        manifest, trusted = known_manifest(site, model, commit, locked, copies)
+        if not into and locked is not None and locked.commit != commit and not force:
+            hint = f"go back with: steelyard rollback {model}; or bring it elsewhere with --into DIR"
+            raise Refused(why=f"the lock holds {model} at {locked.commit[:8]}, so {commit[:8]} is not put into the store", hint=hint)
+        _bring_back(site, manifest, trusted, target, copies, locked, source, force, report, run)
+        if target is site.store:
+            _adopt_records(site, model, manifest, locked, report)
+        elif report.ok:
+            target.seal(manifest)
+        site.history.event("restore", model, source or "any", "ok" if report.ok else "failed", commit=commit, into=str(target.root))
+    return report.close()
+
+
+def _sources(site: Site, source: str | None) -> dict[str, Copy]:
+    """The copies that can be read now, nearest first. One that is absent is passed over with a warning; one asked for by name was checked before."""
+    names = [source] if source else ["hub-cache", *site.replicas]
+    found: dict[str, Copy] = {}
+    for name in names:
+        copy = site.copies[name]
+        try:
+            copy.ready(write=False)
+        except SteelyardError as error:
+            log.warning("%s is passed over: %s", name, error)
+            continue
+        found[name] = copy
+    return found
+
+
+def _choose_commit(model: str, revision: str | None, locked: LockedModel | None, copies: dict[str, Copy]) -> str:
+    """The full commit meant by *revision*, a prefix of 6 digits or more being enough; without one the locked or the newest snapshot."""
+    held = [commit for copy in copies.values() for commit in copy.commits(model)]
+    if revision is None:
+        if locked is not None:
+            return locked.commit
+        if held:
+            return held[-1]
+        raise Missing(path=model, hint=f"no copy that can be read now has it; run: steelyard download {model}")
+    wanted = revision.lower()
+    if locked is not None and revision in {locked.commit, locked.revision}:
+        return locked.commit
+    found = sorted({commit for commit in [*held, *([locked.commit] if locked else [])] if len(wanted) >= 6 and commit.startswith(wanted)})
+    if len(found) > 1:
+        raise UsageError(why=f"{revision} fits several snapshots: {', '.join(one[:12] for one in found)}", hint="give more digits")
+    if found:
+        return found[0]
+    shown = ", ".join(sorted({one[:12] for one in held})) or "none"
+    what = revision if not is_commit(wanted) else wanted[:12]
+    raise Missing(path=f"{model} at {what}", hint=f"snapshots that can be read now: {shown}")
+
+
+def known_manifest(site: Site, model: str, commit: str, locked: LockedModel | None, copies: dict[str, Copy]) -> tuple[Manifest, bool]:
+    """The manifest to work by, and whether its pieces are our own record (False: a replica's, to be proven by SHA-256).
+
+    Never one that contradicts the lock. :raises Missing: when none is to be had.
+    """
+    own = site.manifest(model, commit)
+    agreed = {file.path: file for file in locked.files} if locked is not None and locked.commit == commit else None
+    if own.files and (agreed is None or len(own.files) == len(agreed)):
+        return own, True
+    problem: SteelyardError | None = None
+    for name, copy in copies.items():
+        try:
+            found = copy.manifest(model, commit)
+        except BadRecord as error:
+            problem = error
+            continue
+        if found is None:
+            continue
+        if agreed is not None and not all(_agrees(found.get(path), file) for path, file in agreed.items()):
+            log.warning("the manifest in %s contradicts the lock and is not used", name)
+            problem = BadRecord(path=f"{name}: {model}/{commit[:12]}", why="it contradicts the lock")
+            continue
+        return found, False
+    if problem is not None:
+        raise problem
+    if own.files:
+        return own, True
+    raise Missing(path=f"{model} at {commit[:12]}", hint=f"no copy that can be read now has it; run: steelyard download {model}")
+
+
+def _agrees(entry: FileEntry | None, file: LockedFile) -> bool:
+    return (
+        entry is not None
+        and entry.size_bytes == file.size_bytes
+        and (entry.sha256 == file.sha256 if file.sha256 else entry.etag == file.git_sha1)
+    )
+
+
+def _bring_back(
+    site: Site,
+    manifest: Manifest,
+    trusted: bool,
+    target: FolderCopy,
+    copies: dict[str, Copy],
+    locked: LockedModel | None,
+    source: str | None,
+    force: bool,
+    report: Report,
+    run: Run,
+) -> None:
+    todo: list[FileEntry] = []
+    for entry in manifest.files:
+        finding = target.judge(manifest, entry, Look())
+        if finding.ok:
+            report.rows.append(_row(target, manifest, entry, "unchanged", 0, []))
+        elif finding.verdict == "missing" or force or (target is site.store and trusted):
+            todo.append(entry)
+        else:
+            hint = "move it away, restore into another folder, or let --force put it into quarantine"
+            why = f"{target.where(manifest, entry.path)} is there and is not the file to be restored"
+            report.rows.append(_row(target, manifest, entry, "refused", 0, [], 3))
+            report.errors.append(Refused(why=why, hint=hint))
+    check_room([Need(target.root, sum(entry.size_bytes for entry in todo))])
+    for batch in batches(todo):
+        with report.collecting():
+            for entry, action, written, used in run(bring_files, site, manifest, trusted, batch, target, list(copies), source):
+                report.rows.append(_row(target, manifest, entry, action, written, used))
+
+
+def _row(
+    target: FolderCopy, manifest: Manifest, entry: FileEntry, action: str, written: int, used: Sequence[str], exit_code: int = 0
+) -> Row:
+    facts = {"action": action, "bytes_written": written, "sources": list(used), "commit": manifest.commit, "sha256": entry.sha256}
+    return Row(manifest.model, entry.path, target.name, target.where(manifest, entry.path), facts, exit_code)
+
+
+def _adopt_records(site: Site, model: str, manifest: Manifest, locked: LockedModel | None, report: Report) -> None:
+    """After a restore into the store: its manifest, and the lock where it was lost, are written from what was proven."""
+    if not report.ok:
+        return
+    site.store.seal(manifest)
+    if locked is None:
+        log.warning("%s: there was no lock; it is written from the replica's manifest", model)
+        files = tuple(
+            LockedFile(e.path, e.size_bytes, sha256=e.sha256) if e.etag == e.sha256 else LockedFile(e.path, e.size_bytes, git_sha1=e.etag)
+            for e in manifest.files
+        )
+        site.agree(model, LockedModel(manifest.repo_id, manifest.revision, manifest.commit, files))
+    for entry in manifest.files:
+        path = site.store.path_of(manifest, entry.path)
+        proof = Finding("ok", proof="restored, read back", bytes_read=entry.size_bytes, stat=stat_of(path.stat()))
+        site.history.record("store", model, manifest.commit, entry.path, proof)
+    site.store.write_model_info(site.held_manifests())
+
+
+# --- candidates and the step
+
+
+def candidates(site: Site, manifest: Manifest, entry: FileEntry, names: Sequence[str], *, hub: bool) -> dict[str, ByteSource]:
+    """The bytes of one file in every copy that has something under its name, nearest first; the Hub last, asked only when it is read."""
+    found: dict[str, ByteSource] = {}
+    for name in names:
+        try:
+            found[name] = site.copies[name].open(manifest, entry)
+        except SteelyardError as error:
+            log.debug("%s has no %s: %s", name, entry.path, error)
+    if hub:
+        locked = LockedModel(manifest.repo_id, manifest.revision, manifest.commit, ())
+        file = LockedFile(entry.path, entry.size_bytes, sha256=entry.sha256) if entry.etag == entry.sha256 else None
+        file = file or LockedFile(entry.path, entry.size_bytes, git_sha1=entry.etag)
+        found["hub"] = HubFile(_lines(site, locked), file, patience_s=site.config.hub.patience)
+    return found
+
+
+def _lines(site: Site, locked: LockedModel) -> Callable[[], list[Line]]:
+    return lambda: site.lines(locked)
+
+
+def bring_files(
+    site: Site,
+    manifest: Manifest,
+    trusted: bool,
+    entries: Sequence[FileEntry],
+    target: FolderCopy,
+    names: Sequence[str],
+    source: str | None,
+) -> list[tuple[FileEntry, str, int, list[str]]]:
+    """Bring files into *target*: entry, action, bytes written, names of the copies used.
+
+    :raises Corrupt: when a piece is good in none of the copies; what stood there still does.
+    """
+    done: list[tuple[FileEntry, str, int, list[str]]] = []
+    for entry in entries:
+        sources = candidates(site, manifest, entry, names, hub=source is None)
+        if target is site.store:
+            # The old file's good pieces are the nearest of all.
+            sources = candidates(site, manifest, entry, ["store"], hub=False) | sources
+        reader = ProvenReader(entry, sources, pieces_are_trusted=trusted)
+        try:
+            brought = target.bring(manifest, entry, reader)
+        except Rotten as rotten:
+            start, end = rotten.where
+            why = f"bytes {start:,} to {end:,} are good in none of {', '.join(rotten.tried) or 'the copies'}"
+            for error in rotten.errors:
+                if error.exit_code == 4:
+                    raise error from rotten
+            hint = "leave --from away, so that every copy is asked" if source else "run: steelyard verify --copy all"
+            raise Corrupt(path=entry.path, why=why, ranges=(rotten.where,), hint=hint) from rotten
+        finally:
+            reader.close()
+        used = sorted(reader.used_bytes, key=lambda name: -reader.used_bytes[name])
+        log.info("%s · %s: %s from %s", manifest.model, entry.path, brought.action, ", ".join(used) or "nothing")
+        done.append((entry, brought.action, brought.bytes_written, used))
+    return done

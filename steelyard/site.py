@@ -1,0 +1,137 @@
+"""One machine's config opened: its lock, its store, its hub cache, its replicas, its Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from steelyard.config import Config, S3Config, config_path, load_config
+from steelyard.copies.base import Copy
+from steelyard.errors import BadRecord, LockMismatch, UnknownCopy
+from steelyard.history import History
+from steelyard.hub import Hub
+from steelyard.hubcache import HubCache
+from steelyard.lock import Lock, LockedModel, lock_path, read_lock, write_lock
+from steelyard.manifest import Manifest
+from steelyard.runlock import locked
+from steelyard.store import Store
+
+if TYPE_CHECKING:
+    from steelyard.line import Line
+
+
+class Site:
+    """Everything a verb works on. Opening it touches neither the network nor any drive."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self.config = config
+        self.path = path
+        self.lock_path = lock_path(path)
+        self.store = Store(config)
+        self.hub_cache = HubCache(config)
+        self.hub = Hub(config.hub)
+        self.history = History(config.store.ours / "history.sqlite")
+
+    @classmethod
+    def open(cls, config: Path | None = None) -> Site:
+        """:raises ConfigMissing, ConfigBroken:"""
+        return cls(load_config(config), config_path(config))
+
+    # --- what was agreed on
+
+    def lock(self) -> Lock:
+        return read_lock(self.lock_path)
+
+    def locked_model(self, model: str) -> LockedModel | None:
+        """What the lock holds of *model*. :raises LockMismatch: when the config has since been pointed at another repo."""
+        held = self.lock().get(model)
+        wanted = self.config.models[model]
+        if held is not None and held.repo_id != wanted.repo_id:
+            raise LockMismatch(model=model, why=f"the config asks for {wanted.repo_id}, {self.lock_path.name} holds {held.repo_id}")
+        return held
+
+    def agree(self, model: str, locked_model: LockedModel) -> None:
+        write_lock(self.lock_path, self.lock().with_model(model, locked_model))
+
+    def manifest(self, model: str, commit: str) -> Manifest:
+        """The store's manifest of *model* at *commit*, or an empty one; never one that contradicts the lock.
+
+        A damaged one counts as none: its files are then judged by the lock's digests and it is written anew.
+        """
+        held = self.lock().get(model)
+        wanted = self.config.models[model]
+        try:
+            manifest = self.store.manifest(model, commit)
+        except BadRecord:
+            manifest = None
+        if manifest is None:
+            revision = held.revision if held else wanted.revision
+            return Manifest(model, held.repo_id if held else wanted.repo_id, revision, commit, ())
+        if held is not None and held.commit == commit:
+            agreed = {file.path: file for file in held.files}
+            files = tuple(e for e in manifest.files if (f := agreed.get(e.path)) and f.etag == e.etag and f.size_bytes == e.size_bytes)
+            if len(files) != len(manifest.files):
+                return Manifest(manifest.model, manifest.repo_id, manifest.revision, commit, files, manifest.created_at)
+        return manifest
+
+    def held_manifests(self) -> list[Manifest]:
+        """What the store should hold, model by model, as far as it was ever proven."""
+        return [self.manifest(name, held.commit) for name, held in self.lock().models.items() if name in self.config.models]
+
+    # --- the copies
+
+    @cached_property
+    def replicas(self) -> dict[str, Copy]:
+        made: dict[str, Copy] = {}
+        for name, settings in self.config.replicas.items():
+            if isinstance(settings, S3Config):
+                from steelyard.copies.s3 import S3Replica
+
+                made[name] = S3Replica(name, settings, self.config.store.ours / "s3" / name)
+            else:
+                from steelyard.copies.mount import MountReplica
+
+                made[name] = MountReplica(name, settings)
+        return made
+
+    @property
+    def copies(self) -> dict[str, Copy]:
+        return {"store": self.store, "hub-cache": self.hub_cache, **self.replicas}
+
+    def copy(self, name: str) -> Copy:
+        """:raises UnknownCopy:"""
+        if name not in self.copies:
+            raise UnknownCopy(copy=name, known=", ".join([*self.copies, "all"]))
+        return self.copies[name]
+
+    def replica(self, name: str) -> Copy:
+        """:raises UnknownCopy: also for the store and the hub cache, which are no replicas."""
+        if name not in self.replicas:
+            raise UnknownCopy(copy=name, known=", ".join(self.replicas) or "no replicas in the config")
+        return self.replicas[name]
+
+    @contextmanager
+    def writing(self, copy: str, models: Sequence[str], verb: str) -> Iterator[None]:
+        """Hold the locks of *models* in *copy*: one writer at a time. A drive's lock lies on the drive, so that it is one for all who mount it.
+
+        :raises Busy: at once, naming the holder.
+        """
+        ours = getattr(self.copies.get(copy), "ours", self.store.ours) if copy != "hub-cache" else self.store.ours
+        with ExitStack() as stack:
+            for model in models:
+                stack.enter_context(locked(ours / "locks", f"{copy} {model}", verb))
+            yield
+
+    def lines(self, model: LockedModel) -> list[Line]:
+        """The ways to the model's bytes: the Hub first, then the mirrors, which never see the token."""
+        from steelyard.line import Line
+
+        settings = self.config.hub
+        ends = [(self.hub.endpoint, True), *((one.rstrip("/"), False) for one in settings.mirrors)]
+        return [
+            Line(end, model.repo_id, model.commit, timeout_s=settings.timeout, connections=settings.connections, with_token=own)
+            for end, own in ends
+        ]
