@@ -1,0 +1,92 @@
+"""Proof of an object: by what the store says of it, without its bytes; else by reading it in ranges, a piece at a time."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from steelyard.copies.base import Finding
+from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_objects import Remembered, Seen, crc_text, head
+from steelyard.copies.s3_source import S3Source
+from steelyard.errors import Range, Unreachable
+from steelyard.manifest import FileEntry
+from steelyard.pieces import in_threads, merge_ranges
+from steelyard.watch import current_watch
+
+BY_CRC, BY_SHA256, BY_ETAG, BY_RANGES = (
+    "crc64nvme by HEAD",
+    "sha256 by HEAD",
+    "ETag by HEAD, as it was when proven",
+    "pieces by ranged reads",
+)
+ONCE_LOST_S = 5.0
+"""When one piece can't be had though the store answers, how long the others are waited for [s]."""
+
+
+@dataclass(frozen=True)
+class HeadSays:
+    """What a HEAD proves: *right* is None where it can't tell."""
+
+    right: bool | None
+    proof: str = ""
+    why: str = ""
+
+
+def by_head(entry: FileEntry, seen: Seen, known: Remembered | None) -> HeadSays:
+    """Compare what the store says with the manifest. It rests on the store's own checksum: bytes that rotted below that are seen by a deep look only."""
+    if seen.size_bytes != entry.size_bytes:
+        return HeadSays(False, "size by HEAD", f"it has {seen.size_bytes} bytes, {entry.size_bytes} are right")
+    if seen.crc64nvme:
+        return HeadSays(seen.crc64nvme == crc_text(entry.crc64nvme), BY_CRC, "the store's CRC-64 of it is another")
+    if seen.sha256:
+        return HeadSays(seen.sha256 == entry.sha256, BY_SHA256, "the store's SHA-256 of it is another")
+    if known is not None and seen.etag == known.etag:
+        return HeadSays(True, BY_ETAG)
+    return HeadSays(None)
+
+
+def by_ranges(bucket: Bucket, seen: Seen, entry: FileEntry, threads: int) -> Finding:
+    """Read every piece and prove it, several at once. A piece that does not verify was read twice.
+
+    :raises OtherSide: when the store is away or the object changes meanwhile; a piece that alone can't be had is a finding.
+    """
+    watch = current_watch()
+    bad: list[Range] = []
+    lost: list[Range] = []
+    counted: list[int] = []
+    source = S3Source(bucket, seen, entry, watch)
+    hasty = S3Source(bucket, seen, entry, watch, patience_s=min(ONCE_LOST_S, bucket.patience_s))
+    local = threading.local()
+    ranges = entry.ranges
+    with watch.job(f"read back {entry.path}", entry.size_bytes) as job:
+
+        def look(index: int) -> None:
+            start, end = ranges[index]
+            if not hasattr(local, "buffer"):
+                local.buffer = memoryview(bytearray(min(entry.piece_bytes, entry.size_bytes)))
+            view = local.buffer[: end - start]
+            try:
+                got = (hasty if lost else source).readinto(start, view)
+            except Unreachable:
+                head(bucket, seen.key, watch)  # is it the store, or these bytes alone?
+                lost.append((start, end))
+            else:
+                counted.append(got)
+                if got < len(view) or blake3(view).hexdigest() != entry.pieces[index]:
+                    bad.append((start, end))
+            watch.advance(job, end - start)
+
+        in_threads(look, range(len(ranges)), threads=threads, stop=watch.stop)
+    read = sum(counted)
+    if seen.size_bytes > entry.size_bytes:
+        bad.append((entry.size_bytes, seen.size_bytes))
+    if bad:
+        found = merge_ranges([*bad, *lost])
+        why = f"{sum(end - start for start, end in found)} bytes in {len(found)} range{'s' if len(found) > 1 else ''} differ from the recorded digests"
+        return Finding("corrupt", found, BY_RANGES, why, read, seen.stat)
+    if lost:
+        return Finding("unreadable", merge_ranges(lost), BY_RANGES, "the store answers, but not with these bytes", read, seen.stat)
+    return Finding("ok", proof=BY_RANGES, bytes_read=read, stat=seen.stat)
