@@ -68,5 +68,6 @@ def inspect_sources(sources: Sequence[str], settings: HubConfig, allow_globals: 
             difference = compare(found[0][1], found[1][1])
         except ValueError as error:
             raise BadAnswer(who="inspect", why=f"the two can't be compared: {error}") from error
-        report.rows.append(Row(path=f"{sources[0]} → {sources[1]}", facts=difference.as_json()))
+        # What was asked for comes first; the two themselves follow.
+        report.rows.insert(0, Row(path=f"{sources[0]} → {sources[1]}", facts=difference.as_json()))
     return report.close()

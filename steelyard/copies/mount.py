@@ -44,9 +44,6 @@ class MountReplica(FolderCopy):
             make_folder(self.root)
             probe_write(self.root)
             make_folder(self.ours)
-        elif not self.root.is_dir():
-            hint = f"run: steelyard backup --to {self.name}" if point is not None else ""
-            raise MountAbsent(why=f"{self.name}: the folder {self.root} is not there", copy=self.name, hint=hint)
 
     def folder_of(self, model: str, commit: str) -> Path:
         return confine(confine(self.root, model), commit)
