@@ -174,7 +174,7 @@ def _tensors(draft: _Draft, pickle: PickleWalk, storages: dict[str, StorageInfo]
 
 
 def _polyglot(reader: RangeReader, draft: _Draft) -> None:
-    """A file that is one thing from the front and a zip from the back shows different readers different contents."""
+    """A file that is two things at once shows different readers different contents."""
     if not reader.is_local and draft.format in ("safetensors", "gguf", "onnx"):
         return  # its layout adds up to the last byte, so a zip could only be inside a tensor: not worth a request
     _, tail = reader.tail()

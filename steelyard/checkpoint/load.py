@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from steelyard.checkpoint.child import ChildOutcome, run_child
 from steelyard.checkpoint.inspect import inspect
 from steelyard.checkpoint.inspection import Inspection
-from steelyard.checkpoint.load_plan import may_map, memory_need, plan
+from steelyard.checkpoint.load_plan import may_map, memory_need, names_digest, plan
 from steelyard.checkpoint.reasons import Reason
 from steelyard.source import LocalFile
 
@@ -24,6 +25,9 @@ Progress = Callable[[str, int, int], None]
 _FROM_INSPECTION: dict[str, LoadVerdict] = {
     "hostile": "untrusted", "untrusted": "untrusted", "broken": "broken", "unsupported": "unsupported",
 }  # fmt: skip
+
+
+_PACKED_DTYPES = frozenset({"float4_e2m1fn_x2", "float6_e2m3", "float6_e3m2"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,10 @@ def load_check(
     """
     with LocalFile(path) as source:
         inspection = inspect(source, allow_globals=allow_globals)
+    if "shards" in inspection.metadata and inspection.verdict in ("ok", "suspect"):
+        return _load_set(
+            path, inspection, device, timeout_s=timeout_s, max_memory_bytes=max_memory_bytes, stop=stop, allow_globals=allow_globals, progress=progress
+        )  # fmt: skip
     return load_inspected(
         path, inspection, device, timeout_s=timeout_s, max_memory_bytes=max_memory_bytes, stop=stop, allow_globals=allow_globals, progress=progress
     )  # fmt: skip
@@ -123,6 +131,9 @@ def load_inspected(
         )
     if inspection.format not in ("torch-zip", "torch-legacy", "torchscript", "safetensors"):
         return LoadReport("unsupported", (Reason("no-loader", f"torch does not load {inspection.format} files"),), **base)
+    strange = sorted({t.dtype for t in inspection.tensors if t.dtype in _PACKED_DTYPES})
+    if strange:
+        return LoadReport("unsupported", (Reason("no-loader", f"torch has no plain tensors of {', '.join(strange)}"),), **base)
     mapped = may_map(inspection)
     need = memory_need(inspection, mapped=mapped)
     room, whose = (max_memory_bytes, "the limit set") if max_memory_bytes is not None else (available_memory(), "free memory")
@@ -132,6 +143,26 @@ def load_inspected(
     request = plan(inspection, path=str(path.absolute()), device=device, allow_globals=allow_globals, mapped=mapped)
     outcome = run_child(request, timeout_s=timeout_s, max_memory_bytes=room, stop=stop, progress=progress)
     return _report(outcome, inspection, base, need, mapped)
+
+
+def _load_set(path: Path, whole: Inspection, device: Device, *, timeout_s: float, **kept: Any) -> LoadReport:
+    """Each shard in a child of its own, one after the other, *timeout_s* for all; the first that does not load ends it."""
+    deadline = time.monotonic() + timeout_s
+    reports: list[LoadReport] = []
+    for shard in whole.metadata["shards"]:
+        report = load_check(path.parent / shard, device, timeout_s=max(1.0, deadline - time.monotonic()), **kept)
+        reports.append(report)
+        if report.verdict != "ok":
+            break
+    last = reports[-1]
+    return replace(
+        last, tensors=len(whole.tensors), parameters=whole.parameters, weights_key=whole.weights_key,
+        seconds=sum(report.seconds for report in reports), peak_rss_bytes=max(report.peak_rss_bytes for report in reports),
+        finite=all(report.finite for report in reports) if last.verdict == "ok" else last.finite,
+        zero_tensors=tuple(name for report in reports for name in report.zero_tensors),
+        crc_checked_bytes=sum(report.crc_checked_bytes for report in reports),
+        names_digest=names_digest((t.name, t.shape, t.dtype) for t in whole.tensors), phases=(),
+    )  # fmt: skip
 
 
 def _refused_by_inspection(inspection: Inspection) -> LoadVerdict | None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from steelyard.checkpoint.pickle_walk import Truncated, walk
 from steelyard.checkpoint.reasons import NotWeights, ReasonCode, shown
 
 Kind = Literal["zip", "legacy", "pickle", "safetensors", "gguf", "onnx", "index"]
@@ -33,9 +34,8 @@ _OTHERS: tuple[tuple[bytes, ReasonCode, str], ...] = (
     (b"tjgg", "other-format", "a GGML file from before GGUF"),
     (b"fmgg", "other-format", "a GGML file from before GGUF"),
 )
+_TEXT_OPCODES = tuple(bytes([code]) for code in b"(c]})lditSVUXIFLNKJMTGq")
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-# A text pickle: perhaps marks and empty containers, then a global or an instance: "cos\nsystem\n", "(i__main__\nX\n".
-_TEXT_PICKLE = re.compile(rb"^[(\])}lt0-9Np\n]{0,40}[ci][A-Za-z_][\w.]{0,200}\n[A-Za-z_][\w.]{0,200}\r?\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +56,20 @@ def sniff(head: bytes, size_bytes: int) -> Sniffed:
         return Sniffed("gguf")
     if head.startswith(_LEGACY_MAGIC):
         return Sniffed("legacy")
+    if _is_safetensors(head, size_bytes):
+        # Asked before the pickle: a header of 640 bytes begins with 80 02, as a pickle of protocol 2 does. No file can be both, since
+        # the zeros of the length are no opcodes.
+        return Sniffed("safetensors")
     if len(head) >= 2 and head[0] == 0x80 and head[1] <= 5:
         return Sniffed("pickle")
     if head.startswith(_LFS):
         raise NotWeights("lfs-pointer", _pointer(head))
-    if _is_safetensors(head, size_bytes):
-        return Sniffed("safetensors")
     for magic, code, sentence in _OTHERS:
         if head.startswith(magic):
             raise NotWeights(code, sentence)
     if head[257:262] == b"ustar":
         raise NotWeights("torch-tar", "a tar archive; torch's own tar format (before 0.1.10) is not loaded safely by any torch")
-    if _TEXT_PICKLE.match(head):
+    if _is_text_pickle(head):
         return Sniffed("pickle")
     if _is_onnx(head):
         return Sniffed("onnx")
@@ -89,6 +91,17 @@ def _is_onnx(head: bytes) -> bool:
     if len(head) < 8 or head[0] != 0x08 or not 1 <= head[1] <= 30:
         return False
     return head[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+
+
+def _is_text_pickle(head: bytes) -> bool:
+    """Whether what looks like text is a pickle of protocol 0 or 1 that calls something; it has no magic, so it is walked."""
+    if head[:1] not in _TEXT_OPCODES:
+        return False
+    try:
+        walked = walk(head[:65536], max_opcodes=20_000)
+    except Truncated:
+        return False
+    return (walked.complete and bool(walked.globals)) or "dangerous" in walked.globals.values()
 
 
 def _pointer(head: bytes) -> str:

@@ -15,9 +15,18 @@ from steelyard.checkpoint.trust import TORCHSCRIPT_ALLOWANCE
 from steelyard.checkpoint.zip_container import DEFLATED, STORED, Container, Entry, check_local_header, read_container
 
 _PLAIN_RECORDS = frozenset({"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"})
-_SCRIPT_PARTS = ("code/", "extra/", "constants/", "tensors/", "debug/", "xl_model_weights/")
+_SCRIPT_PARTS = ("code/", "extra/", "constants/", "tensors/", "debug/", "traced_inputs/")
 _SCRIPT_RECORDS = frozenset(
-    {"constants.pkl", "model.json", "attributes.pkl", "bytecode.pkl", "mobile_debug_handles.pkl", "promoted_ops", "_extra_files"}
+    {
+        "constants.pkl",
+        "model.json",
+        "attributes.pkl",
+        "bytecode.pkl",
+        "traced_inputs.pkl",
+        "mobile_debug_handles.pkl",
+        "promoted_ops",
+        "_extra_files",
+    }
 )
 MAX_RECORD_BYTES = 4096
 ALIGNMENT_BYTES = 64
@@ -192,7 +201,7 @@ def _judge_script(reader: RangeReader, records: dict[str, Entry], allow: frozens
         found.reasons.append(
             Reason("torchscript-code", f"TorchScript: {code} source files that torch.jit.load compiles; a program, not only weights")
         )
-    for name in ("constants.pkl", "attributes.pkl", "bytecode.pkl"):
+    for name in ("constants.pkl", "attributes.pkl", "bytecode.pkl", "traced_inputs.pkl"):
         entry = records.get(name)
         if entry is not None and (reader.is_local or reader.held(entry.data_offset, entry.packed_bytes) is not None):
             found.reasons += _walk_entry(reader, entry, allow, True).reasons

@@ -77,14 +77,14 @@ def _find_directory(reader: RangeReader, findings: Findings) -> tuple[int, int, 
     at = tail.rfind(b"PK\x05\x06", max(0, len(tail) - _EOCD.size - 0xFFFF))
     if at < 0 or len(tail) - at < _EOCD.size:
         raise NotWeights("cut-off", "a zip without its directory at the end: the file was cut off or never finished")
+    if _earlier_end_record(tail, at):
+        raise NotWeights("polyglot", "the zip has two end records, one in the other's comment: two readers would see two files")
     _, disk, first_disk, here, count, size, start, comment = _EOCD.unpack_from(tail, at)
     end = at + _EOCD.size
     if end + comment != len(tail):
         findings.add("trailing-bytes", f"{len(tail) - end - comment} bytes follow the end of the zip")
     if comment:
         findings.add("zip-comment", f"the zip carries a comment of {comment} bytes")
-    if b"PK\x05\x06" in tail[end:] or (comment and b"PK\x01\x02" in tail[end:]):
-        findings.add("polyglot", "the zip's comment holds a second directory: two readers would see two files")
     if disk or first_disk or here != count:
         findings.add("header-mismatch", "the zip claims to span several disks")
     directory_end = tail_start + at
@@ -104,6 +104,16 @@ def _find_directory(reader: RangeReader, findings: Findings) -> tuple[int, int, 
     if start + size != directory_end:
         raise NotWeights("header-broken", f"the zip's directory should end at byte {start + size}, its end record is at {directory_end}")
     return start, size, count
+
+
+def _earlier_end_record(tail: bytes, last: int) -> bool:
+    """Whether an end record before the one at *last* would be a valid one, too: its comment reaches exactly to the end of the file."""
+    at = tail.rfind(b"PK\x05\x06", 0, last)
+    while at >= 0:
+        if at + _EOCD.size + int.from_bytes(tail[at + 20 : at + 22], "little") == len(tail):
+            return True
+        at = tail.rfind(b"PK\x05\x06", 0, at)
+    return False
 
 
 def _central_entries(data: bytes, count: int, findings: Findings) -> list[Entry]:
