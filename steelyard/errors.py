@@ -166,9 +166,10 @@ class Unproven(NotWhole):
 
 
 class BadRecord(NotWhole):
-    """{path} fails its own digest: {why}"""
+    """{path} can't be relied on: {why}"""
 
     code = "bad-record"
+    hint = "take it back from git or from a replica; what it describes was not touched"
 
 
 class NotLoadable(NotWhole):

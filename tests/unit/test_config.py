@@ -1,0 +1,115 @@
+"""Every wrong config is one clear sentence that names the key, with exit code 2."""
+
+from pathlib import Path
+
+import pytest
+
+from steelyard.config import load_config, parse_duration, parse_size
+from steelyard.errors import ConfigBroken, ConfigMissing, Refused, UnknownModel
+from steelyard.init import STARTER, init
+
+STORE = '[store]\nmodels = "/x/models"\nhf_home = "/x/hf"\n'
+MODEL = '[models.a]\nrepo_id = "A/b"\n'
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "steelyard.toml"
+    path.write_text(text)
+    return path
+
+
+TWINS = "".join(f'[replicas.{n}]\nkind = "mount"\npath = "/u"\nmount_point = false\n' for n in "uv")
+BROKEN = {
+    "no store": (MODEL, "store"),
+    "no model": (STORE + "[models]\n", "models"),
+    "unknown table": (STORE + MODEL + "[stuff]\nx = 1\n", "stuff"),
+    "unknown key": (STORE + "free = 3\n" + MODEL, "store.free"),
+    "bad unit": (STORE + 'min_free = "15 GX"\n' + MODEL, "store.min_free"),
+    "negative size": (STORE + "min_free = -1\n" + MODEL, "store.min_free"),
+    "relative path": ('[store]\nmodels = "models"\nhf_home = "/x/hf"\n' + MODEL, "store.models"),
+    "bad views": (STORE + 'views = "symlink"\n' + MODEL, "store.views"),
+    "bad repo_id": (STORE + '[models.a]\nrepo_id = "../x"\n', "models.a.repo_id"),
+    "repo_id of the wrong type": (STORE + "[models.a]\nrepo_id = 3\n", "models.a.repo_id"),
+    "no repo_id": (STORE + "[models.a]\n", "models.a.repo_id"),
+    "empty files": (STORE + MODEL + "files = []\n", "models.a"),
+    "dir that leaves the store": (STORE + MODEL + 'dir = "../../etc"\n', "models.a.dir"),
+    "two models over one another": (STORE + MODEL + '[models.b]\nrepo_id = "A/c"\ndir = "a"\n', "models.b"),
+    "replica in the store": (STORE + MODEL + '[replicas.u]\nkind = "mount"\npath = "/x/models/u"\nmount_point = false\n', "replicas.u.path"),
+    "store in the replica": (STORE + MODEL + '[replicas.u]\nkind = "mount"\npath = "/x"\nmount_point = false\n', "replicas.u.path"),
+    "two replicas in one folder": (STORE + MODEL + TWINS, "replicas.v.path"),
+    "replica without mount_point": (STORE + MODEL + '[replicas.u]\nkind = "mount"\npath = "/u"\n', "replicas.u"),
+    "replica beside its mount_point": (STORE + MODEL + '[replicas.u]\nkind = "mount"\npath = "/u"\nmount_point = "/v"\n', "replicas.u"),
+    "replica of no kind": (STORE + MODEL + '[replicas.u]\npath = "/u"\n', "replicas.u"),
+    "replica of a strange kind": (STORE + MODEL + '[replicas.u]\nkind = "tape"\n', "replicas.u"),
+    "replica called store": (STORE + MODEL + '[replicas.store]\nkind = "s3"\nbucket = "b"\n', "replicas.store"),
+    "s3 prefix that climbs": (STORE + MODEL + '[replicas.u]\nkind = "s3"\nbucket = "b"\nprefix = "a/../.."\n', "replicas.u"),
+    "keep_last of zero": (STORE + MODEL + '[replicas.u]\nkind = "s3"\nbucket = "b"\nkeep_last = 0\n', "replicas.u.keep_last"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text, key", BROKEN.values(), ids=BROKEN)
+def test_a_wrong_config_is_one_sentence_that_names_the_key(tmp_path: Path, text: str, key: str) -> None:
+    with pytest.raises(ConfigBroken) as caught:
+        load_config(write(tmp_path, text))
+    error = caught.value
+    assert error.facts["key"] == key
+    assert error.exit_code == 2
+    assert "\n" not in error.message
+    assert error.hint
+
+
+def test_broken_toml_names_the_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigBroken, match="line 2"):
+        load_config(write(tmp_path, "[store]\nmodels = \n"))
+
+
+def test_no_config_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigMissing) as caught:
+        load_config(tmp_path / "none.toml")
+    assert "steelyard init" in caught.value.hint
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEELYARD_STORE__MODELS", "/y/models")
+    monkeypatch.setenv("STEELYARD_STORE__MIN_FREE", "3 GB")
+    monkeypatch.setenv("STEELYARD_MODELS__A__REVISION", "v2")
+    config = load_config(write(tmp_path, STORE + MODEL))
+    assert config.store.models == Path("/y/models")
+    assert config.store.min_free == 3_000_000_000
+    assert config.models["a"].revision == "v2"
+
+
+def test_a_wrong_value_from_the_environment_is_a_sentence_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEELYARD_STORE__MIN_FREE", "much")
+    with pytest.raises(ConfigBroken, match=r"store\.min_free"):
+        load_config(write(tmp_path, STORE + MODEL))
+
+
+@pytest.mark.parametrize("text, size", [("15 GB", 15 * 10**9), ("1.5 GiB", 3 << 29), ("500 mib", 500 << 20), ("7", 7), (7, 7)])
+def test_sizes(text: object, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text, seconds", [("30min", 1800), ("26h", 93600), ("35 days", 35 * 86400), ("90s", 90), (5, 5)])
+def test_durations(text: object, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+def test_the_starter_config_opens_and_keeps_mvdream_where_the_seed_had_it(tmp_path: Path) -> None:
+    path = write(tmp_path, STARTER)
+    config = load_config(path)
+    assert config.models["mvdream"].repo_id == "MVDream/MVDream"
+    assert config.folder("mvdream") == Path("/mnt/datadrive_m2/dream-cad/models")
+
+
+def test_init_refuses_to_overwrite(tmp_path: Path) -> None:
+    init(tmp_path)
+    (tmp_path / "steelyard.toml").write_text("mine")
+    with pytest.raises(Refused):
+        init(tmp_path)
+    assert (tmp_path / "steelyard.toml").read_text() == "mine"
+
+
+def test_an_unknown_model_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="a"):
+        load_config(write(tmp_path, STORE + MODEL)).chosen(["b"])
