@@ -1,0 +1,355 @@
+"""Bad weather in front of a real S3 server: a proxy on the loopback that resets, answers 503, flips a byte, cuts, stalls, and counts what passes.
+
+Requests are passed on byte for byte with the Host they were signed for, so the server's check of the signature holds. Ask for faults by sentence:
+
+    proxy.fault(flip_up(at=1000), method="PUT", query="partNumber=2")
+    proxy.fault(reset(), times=5)
+    with proxy.weather(answer(503), seconds=60): …
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, Self
+from urllib.parse import unquote
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked", re.IGNORECASE)
+_CLOSE = re.compile(rb"\r\nconnection:[ \t]*close", re.IGNORECASE)
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What to do to one request. *at*: a byte of the body; *seconds*: how long to be silent."""
+
+    kind: Literal["reset", "answer", "lose", "flip-up", "flip-down", "cut-up", "cut-down", "stall"]
+    at: int = 0
+    status: int = 503
+    seconds: float = 0.0
+
+
+def reset() -> Fault:
+    """The connection is reset before anything is passed on."""
+    return Fault("reset")
+
+
+def answer(status: int) -> Fault:
+    """An error without asking the server."""
+    return Fault("answer", status=status)
+
+
+def lose() -> Fault:
+    """The server does it, and its answer is lost."""
+    return Fault("lose")
+
+
+def flip_up(at: int) -> Fault:
+    """One bit of byte *at* of the request's body is turned."""
+    return Fault("flip-up", at=at)
+
+
+def flip_down(at: int) -> Fault:
+    """One bit of byte *at* of the answer's body is turned."""
+    return Fault("flip-down", at=at)
+
+
+def cut_up(at: int) -> Fault:
+    """The connection breaks after *at* bytes of the request's body."""
+    return Fault("cut-up", at=at)
+
+
+def cut_down(at: int) -> Fault:
+    """The connection breaks after *at* bytes of the answer's body."""
+    return Fault("cut-down", at=at)
+
+
+def stall(seconds: float, at: int = 0) -> Fault:
+    """Silence after *at* bytes of the answer's body."""
+    return Fault("stall", at=at, seconds=seconds)
+
+
+@dataclass
+class Seen:
+    """One request that came. *status* 0: no answer went back."""
+
+    method: str
+    key: str
+    query: str
+    fault: str = ""
+    status: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass
+class _Rule:
+    fault: Fault
+    method: str
+    key: str
+    query: str
+    skip: int
+    times: float
+    until: float = float("inf")
+    hits: int = field(default=0)
+
+    def fits(self, seen: Seen) -> bool:
+        return (not self.method or self.method == seen.method) and self.key in seen.key and self.query in seen.query
+
+
+class Hangup(Exception):
+    """The connection ends here; *hard*: by a reset."""
+
+    def __init__(self, hard: bool = False) -> None:
+        super().__init__()
+        self.hard = hard
+
+
+class S3Proxy:
+    """Stands before 127.0.0.1:*port*. Use as a context manager; *requests* is the log."""
+
+    def __init__(self, port: int) -> None:
+        self._upstream = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = int(self._listener.getsockname()[1])
+        self.requests: list[Seen] = []
+        self._rules: list[_Rule] = []
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._open: set[socket.socket] = set()
+        self._thread = threading.Thread(target=self._accept, name="s3-proxy", daemon=True)
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    # --- asking for faults
+
+    def fault(self, fault: Fault, *, method: str = "", key: str = "", query: str = "", skip: int = 0, times: float = 1) -> None:
+        """Do *fault* to the next *times* requests with this method, and with *key* and *query* in theirs, after *skip* such requests went well."""
+        with self._lock:
+            self._rules.append(_Rule(fault, method, key, query, skip, times))
+
+    @contextlib.contextmanager
+    def weather(self, fault: Fault, seconds: float) -> Iterator[None]:
+        """Do *fault* to every request for *seconds* from now."""
+        rule = _Rule(fault, "", "", "", 0, float("inf"), time.monotonic() + seconds)
+        with self._lock:
+            self._rules.append(rule)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._rules.remove(rule)
+
+    def clear(self) -> None:
+        """Forget faults and log."""
+        with self._lock:
+            self._rules.clear()
+            self.requests.clear()
+
+    def count(self, method: str = "", key: str = "", query: str = "") -> int:
+        rule = _Rule(reset(), method, key, query, 0, 0)
+        with self._lock:
+            return sum(rule.fits(seen) for seen in self.requests)
+
+    @property
+    def bytes_up(self) -> int:
+        with self._lock:
+            return sum(seen.bytes_up for seen in self.requests)
+
+    @property
+    def bytes_down(self) -> int:
+        with self._lock:
+            return sum(seen.bytes_down for seen in self.requests)
+
+    def _choose(self, seen: Seen) -> Fault | None:
+        with self._lock:
+            self.requests.append(seen)
+            for rule in self._rules:
+                if not rule.fits(seen) or time.monotonic() > rule.until:
+                    continue
+                rule.hits += 1
+                if rule.skip < rule.hits <= rule.skip + rule.times:
+                    seen.fault = rule.fault.kind
+                    return rule.fault
+        return None
+
+    # --- the wire
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), name="s3-proxy-connection", daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        server: socket.socket | None = None
+        with self._lock:
+            self._open.add(client)
+        try:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            server = socket.create_connection(self._upstream, timeout=60)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            ends = _Stream(client), _Stream(server)
+            while self._one(*ends):
+                pass
+        except Hangup as hangup:
+            if hangup.hard:
+                # Linger of zero seconds: closing sends RST and not FIN.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass
+        finally:
+            with self._lock:
+                self._open.discard(client)
+            client.close()
+            if server is not None:
+                server.close()
+
+    def _one(self, client: _Stream, server: _Stream) -> bool:
+        """Pass one request and its answer; False when the connection is to end."""
+        head = client.head()
+        if not head:
+            return False
+        method, _, rest = head.partition(b" ")
+        path, _, query = rest.partition(b" ")[0].decode("latin-1").partition("?")
+        seen = Seen(method.decode(), unquote(path), query)
+        fault = self._choose(seen)
+        kind = fault.kind if fault else ""
+        at = fault.at if fault else 0
+        if kind == "reset":
+            raise Hangup(hard=True)
+        length = _length(head)
+        if fault is not None and kind == "answer":
+            for block in client.body(length):
+                seen.bytes_up += len(block)
+            seen.status = fault.status
+            client.send(b"HTTP/1.1 %d Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % fault.status)
+            return False
+        server.send(head)
+        for block in client.body(length):
+            if kind == "flip-up" and seen.bytes_up <= at < seen.bytes_up + len(block):
+                block = _flipped(block, at - seen.bytes_up)
+            if kind == "cut-up" and seen.bytes_up + len(block) > at:
+                raise Hangup(hard=True)
+            server.send(block)
+            seen.bytes_up += len(block)
+        return self._answer(client, server, seen, fault, method == b"HEAD")
+
+    def _answer(self, client: _Stream, server: _Stream, seen: Seen, fault: Fault | None, bodyless: bool) -> bool:
+        head = server.head()
+        while head.startswith(b"HTTP/1.1 100"):
+            client.send(head)
+            head = server.head()
+        if not head:
+            raise Hangup
+        status = int(head[9:12])
+        kind, at = (fault.kind, fault.at) if fault else ("", 0)
+        length: int | None = 0
+        if not bodyless and status not in {204, 304}:
+            length = None if _CHUNKED.search(head) else _length(head)
+        if kind == "lose":
+            for _ in server.body(length):
+                pass
+            raise Hangup(hard=True)
+        if fault is not None and kind == "stall" and at == 0:
+            self._closing.wait(fault.seconds)
+        client.send(head)
+        for block in server.body(length):
+            if kind == "flip-down" and seen.bytes_down <= at < seen.bytes_down + len(block):
+                block = _flipped(block, at - seen.bytes_down)
+            if kind == "cut-down" and seen.bytes_down + len(block) > at:
+                client.send(block[: at - seen.bytes_down])
+                raise Hangup
+            if fault is not None and kind == "stall" and 0 < at < seen.bytes_down + len(block) and fault.seconds:
+                self._closing.wait(fault.seconds)
+                kind = ""
+            client.send(block)
+            seen.bytes_down += len(block)
+        seen.status = status
+        return not _CLOSE.search(head)
+
+    def close(self) -> None:
+        self._closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            for one in self._open:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class _Stream:
+    """A socket read by heads and bodies."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._rest = b""
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def _more(self) -> bool:
+        data = self.sock.recv(_BLOCK)
+        self._rest += data
+        return bool(data)
+
+    def head(self) -> bytes:
+        """Up to and with the empty line; b"" when the other end closed."""
+        while b"\r\n\r\n" not in self._rest:
+            if not self._more():
+                return b""
+        head, _, self._rest = self._rest.partition(b"\r\n\r\n")
+        return head + b"\r\n\r\n"
+
+    def body(self, length: int | None) -> Iterator[bytes]:
+        """*length* bytes, or (None) all chunks with their framing."""
+        if length is None:
+            yield from self._chunks()
+            return
+        while length > 0:
+            if not self._rest and not self._more():
+                raise Hangup
+            block, self._rest = self._rest[:length], self._rest[length:]
+            length -= len(block)
+            yield block
+
+    def _chunks(self) -> Iterator[bytes]:
+        while True:
+            while b"\r\n" not in self._rest:
+                if not self._more():
+                    raise Hangup
+            line, _, self._rest = self._rest.partition(b"\r\n")
+            size = int(line.partition(b";")[0], 16)
+            yield line + b"\r\n"
+            yield from self.body(size + 2)
+            if size == 0:
+                return
+
+
+def _length(head: bytes) -> int:
+    found = _LENGTH.search(head)
+    return int(found[1]) if found else 0
+
+
+def _flipped(block: bytes, at: int) -> bytes:
+    return block[:at] + bytes([block[at] ^ 0x10]) + block[at + 1 :]
