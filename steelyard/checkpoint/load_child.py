@@ -61,13 +61,7 @@ def _check(request: dict[str, Any], answer: dict[str, Any], out: Any) -> None:
     try:
         weights = load_weights(request)
         answer["names_digest"] = names_digest((name, tensor.shape, str(tensor.dtype).removeprefix("torch.")) for name, tensor in weights)
-        expected = request["expected"]
-        if len(weights) != expected["tensors"] or answer["names_digest"] != expected["digest"]:
-            raise LoadFailure(
-                "broken",
-                "tensors-differ",
-                f"torch finds other tensors ({len(weights)}) than the file's header tells ({expected['tensors']})",
-            )
+        _agree(request, weights, answer["names_digest"])
         if request["mmap"]:
             same_bytes(request, weights)
         if device == "cuda":
@@ -95,6 +89,21 @@ def _check(request: dict[str, Any], answer: dict[str, Any], out: Any) -> None:
         _blame(answer, "bytes-differ", f"the file ended while storage {found.short} was read")
     if found.non_finite:
         _blame(answer, "values-not-finite", f"{len(found.non_finite)} tensors hold NaN or infinity, the first {found.non_finite[0]}")
+
+
+def _agree(request: dict[str, Any], weights: list[tuple[str, Any]], digest: str) -> None:
+    """:raises LoadFailure: when torch finds other tensors than the file's header tells."""
+    expected = request["expected"]
+    if request["format"] == "torchscript":
+        # Its header also tells plain attributes, which are no part of a state dict.
+        told = {(name, tuple(shape), dtype) for name, shape, dtype, *_ in request["tensors"]}
+        agreed = all((name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) in told for name, t in weights)
+    else:
+        agreed = len(weights) == expected["tensors"] and digest == expected["digest"]
+    if not agreed:
+        raise LoadFailure(
+            "broken", "tensors-differ", f"torch finds other tensors ({len(weights)}) than the file's header tells ({expected['tensors']})"
+        )
 
 
 def _blame(answer: dict[str, Any], code: str, message: str) -> None:

@@ -63,7 +63,7 @@ def plan(inspection: Inspection, *, path: str, device: str, allow_globals: froze
             "digest": names_digest((t.name, t.shape, t.dtype) for t in inspection.tensors),
         },
         "vram_need": vram_need(inspection),
-        "tensors": [_row(tensor) for tensor in inspection.tensors] if inspection.format == "safetensors" else [],
+        "tensors": [_row(tensor) for tensor in inspection.tensors] if inspection.format in ("safetensors", "torchscript") else [],
         "storages": _storages(inspection),
     }
 
