@@ -176,6 +176,18 @@ def repair(
 
 
 @app.command
+def scrub(*models: Models, budget: str | None = None, common: Common = COMMON) -> Asked:
+    """Verify everything a bit at a time, oldest proof first; gives way to a busy disk.
+
+    Parameters
+    ----------
+    budget
+        How much to read (50GB) or how long (30min); else everything.
+    """
+    return Call("scrub", common.config, {"models": models, "budget": budget})
+
+
+@app.command
 def drill(*models: Models, from_: Annotated[str | None, Parameter(name="--from")] = None, device: Literal["auto", "cpu", "cuda"] = "cpu",
           common: Common = COMMON) -> Asked:  # fmt: skip
     """Restore to scratch, verify, load, time it, clean up: the answer is how long you would be down.

@@ -234,6 +234,8 @@ class Unreachable(OtherSide):
     transient = True
     hint = "check the network and run the same command again; what has arrived is kept"
     retry_after_s: float | None = None
+    endured: bool = False
+    """It was waited out for as long as the config's patience lasts: by hand there is no use in beginning again at once."""
 
 
 class AccessDenied(OtherSide):

@@ -7,11 +7,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from steelyard.copies.base import Finding
 from steelyard.errors import Range
-from steelyard.manifest import utc_now
 
 _SCHEMA = """
 create table if not exists proofs (
@@ -61,7 +61,7 @@ class History:
 
     def record(self, copy: str, model: str, commit: str, file: str, finding: Finding) -> None:
         row = (
-            utc_now(),
+            _now(),
             copy,
             model,
             commit,
@@ -85,7 +85,7 @@ class History:
             with self._open(write=True) as db:
                 if db is not None:
                     with db:
-                        db.execute("insert into events values (?,?,?,?,?,?)", (utc_now(), verb, model, copy, outcome, json.dumps(facts)))
+                        db.execute("insert into events values (?,?,?,?,?,?)", (_now(), verb, model, copy, outcome, json.dumps(facts)))
         except sqlite3.Error:
             return
 
@@ -122,3 +122,8 @@ class History:
             bad: tuple[Range, ...] = tuple((lo, hi) for lo, hi in json.loads(ranges))
             found.append(Proof(at, copy, model, commit, file, Finding(verdict, bad, proof, why, bytes_read, stat)))
         return found
+
+
+def _now() -> str:
+    """To the microsecond: what was looked at first must sort first."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -109,6 +109,7 @@ class Hub:
             except Unreachable as error:
                 wait_s = error.retry_after_s if error.retry_after_s is not None else random.uniform(0.5, 1) * 0.5 * 2**attempt  # noqa: S311
                 if attempt == tries or wait_s > 30:
+                    error.endured = True
                     raise
                 current_watch().pause(wait_s)
         raise AssertionError("the last try returns or raises")

@@ -289,7 +289,7 @@ def as_error(trouble: Trouble, who: str, repo_id: str) -> OtherSide:
 
     kind = trouble.reaction.kind
     if kind == "weather":
-        return Unreachable(who=who, why=str(trouble), retry_after_s=trouble.retry_after_s)
+        return Unreachable(who=who, why=str(trouble), retry_after_s=trouble.retry_after_s, endured=True)
     if kind == "expired":
         return AccessDenied(who=repo_id, why=str(trouble), hint="set HF_TOKEN or run: hf auth login; the machine's clock may be wrong too")
     if kind == "gone":

@@ -37,7 +37,7 @@ def run_here(step: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return step(*args, **kwargs)
         except SteelyardError as error:
-            if not is_weather(error) or attempt == TRIES:
+            if not is_weather(error) or attempt == TRIES or getattr(error, "endured", False):
                 raise
             wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311
             if isinstance(error, Unreachable) and error.retry_after_s is not None:

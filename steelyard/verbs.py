@@ -17,6 +17,7 @@ VERBS = {
     "backup": "steelyard.backup:backup",
     "restore": "steelyard.restore:restore",
     "repair": "steelyard.repair:repair",
+    "scrub": "steelyard.scrub:scrub",
     "drill": "steelyard.drill:drill",
     "check-updates": "steelyard.updates:check_updates",
 }

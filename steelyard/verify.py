@@ -78,7 +78,7 @@ def _judge_store(site: Site, model: str, locked: LockedModel, look: Look, run: R
     unknown = [file for file in locked.files if manifest.get(file.path) is None]
     for batch in batches(unknown):
         found = run(judge_by_lock, site, model, locked, batch)
-        rows += [_row(site.store, manifest, path, finding, locked.commit) for path, finding in found.items()]
+        rows += [finding_row(site.store, manifest, path, finding, locked.commit) for path, finding in found.items()]
     rows += _judge_snapshot(site, site.store, manifest, locked, look, run)
     info = site.store.root / "model_info.json"
     if manifest.files and not site.store.model_info_holds(site.held_manifests()):
@@ -117,14 +117,15 @@ def _judge_snapshot(site: Site, copy: Copy, manifest: Manifest, locked: LockedMo
             agreed = locked.get(entry.path) if locked else None
             if agreed is not None and (agreed.size_bytes != entry.size_bytes or (agreed.sha256 and agreed.sha256 != entry.sha256)):
                 finding = Finding("corrupt", ((0, entry.size_bytes),), "lock", "this copy's manifest contradicts the lock")
-            rows.append(_row(copy, manifest, entry.path, finding, manifest.commit))
+            rows.append(finding_row(copy, manifest, entry.path, finding, manifest.commit))
     rows += [
         Row(manifest.model, path, copy.name, "", {"verdict": "stray", "why": "nothing records it"}, 0) for path in copy.strays(manifest)
     ]
     return rows
 
 
-def _row(copy: Copy, manifest: Manifest, path: str, finding: Finding, commit: str) -> Row:
+def finding_row(copy: Copy, manifest: Manifest, path: str, finding: Finding, commit: str) -> Row:
+    """The row of CONTRACT.md for one verdict."""
     facts: dict[str, object] = {"verdict": finding.verdict, "proof": finding.proof, "commit": commit}
     if finding.verdict in {"corrupt", "unreadable"}:
         facts["bad_ranges"] = [list(one) for one in finding.bad_ranges]
