@@ -5,41 +5,31 @@ A file there is proven by one HEAD where the store keeps full-object checksums; 
 
 from __future__ import annotations
 
-import json
-import logging
-import secrets
-import shlex
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 from steelyard.config import S3Config
 from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader
 from steelyard.copies.s3_abilities import Abilities, find_out, remember, remembered
 from steelyard.copies.s3_client import PATIENCE_S, Bucket
-from steelyard.copies.s3_objects import Layout, Memory, Seen, get, head, listing
-from steelyard.copies.s3_parts import MIN_PART_BYTES, CopyFrom, crc_of, part_size, parts_of
-from steelyard.copies.s3_proof import by_head, by_ranges
-from steelyard.copies.s3_reuse import COPY_AT_LEAST, COPY_WHOLE_BYTES, copy_whole, same_content, same_parts
+from steelyard.copies.s3_memory import Listings, Memory
+from steelyard.copies.s3_objects import Layout, Seen, head
+from steelyard.copies.s3_parts import MIN_PART_BYTES, CopyFrom, part_size, parts_of
+from steelyard.copies.s3_proof import by_head, by_ranges, by_stat
+from steelyard.copies.s3_quarantine import keep_ranges, set_aside
+from steelyard.copies.s3_records import list_commits, read_manifest, write_records
+from steelyard.copies.s3_reuse import COPY_AT_LEAST, COPY_WHOLE_BYTES, Older, copy_whole, same_content, same_parts
 from steelyard.copies.s3_source import S3Source
 from steelyard.copies.s3_upload import Sender, Sent
 from steelyard.copies.s3_uploads import Uploads
-from steelyard.disk import errors_of, write_atomically
-from steelyard.errors import BadRecord, Corrupt, Missing, OtherSide, Refused, Unreadable
-from steelyard.hub import is_commit
+from steelyard.errors import Corrupt, Missing
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import slug
-from steelyard.quarantine import new_case
-from steelyard.records import MANIFEST, is_record, records
-
-log = logging.getLogger(__name__)
+from steelyard.records import is_record
 
 ORPHAN_AGE_S = 7 * 86400.0
 """Open uploads of ours older than this are aborted when a snapshot is sealed."""
 SWEEP_FROM_FILES = 16
 """From this many files on, a snapshot is looked at by ListObjects pages instead of a HEAD for each file."""
-LISTING_S = 30.0
-"""How long such a listing is good for."""
 READY_PATIENCE_S = 5.0
 """ready() tells soon that a store is away; work under way is more patient."""
 
@@ -62,8 +52,8 @@ class S3Replica:
         self.memory = Memory(ours, f"{self.bucket.identity}-{slug(self.layout.prefix)}")
         self.orphans_aborted = 0
         self._abilities: Abilities | None = None
-        self._listings: dict[tuple[str, str], tuple[float, dict[str, tuple[int, str]]]] = {}
-        self._older: dict[str, tuple[Manifest, ...]] = {}
+        self._listings = Listings(self.bucket, self.layout)
+        self._older = Older(self.commits, self.manifest)
 
     def __repr__(self) -> str:
         return f"S3Replica({self.bucket.who})"
@@ -108,7 +98,7 @@ class S3Replica:
         Quick rests on size and ETag and is never better than *recorded*. Deep reads every byte back.
         """
         if look.depth == "quick":
-            return self._quick(manifest, entry, recorded)
+            return by_stat(entry, self._stat(manifest, entry), recorded)
         seen = head(self.bucket, self.layout.key(manifest, entry.path))
         if seen is None:
             return Finding("missing", proof="HEAD")
@@ -126,41 +116,17 @@ class S3Replica:
             self.memory.keep(manifest, entry, seen, found.proof)
         return found
 
-    def _quick(self, manifest: Manifest, entry: FileEntry, recorded: Finding | None) -> Finding:
-        now = self._stat(manifest, entry)
-        if now is None:
-            return Finding("missing", proof="presence")
-        size, stat = now
-        if size != entry.size_bytes:
-            first = min(size, entry.size_bytes) // entry.piece_bytes * entry.piece_bytes if size < entry.size_bytes else entry.size_bytes
-            why = f"it has {size} bytes, {entry.size_bytes} are right"
-            return Finding("corrupt", ((first, max(size, entry.size_bytes)),), "size", why, stat=stat)
-        if recorded is None or recorded.stat.rsplit(":", 1)[0] != stat.rsplit(":", 1)[0]:
-            why = "never proven here" if recorded is None else "its ETag changed since it was last proven"
-            return Finding("unverified", proof="size and ETag", why=why, stat=stat)
-        return Finding(recorded.verdict, recorded.bad_ranges, "size and ETag", "size and ETag are as at the last proof", stat=recorded.stat)
-
     def _stat(self, manifest: Manifest, entry: FileEntry) -> tuple[int, str] | None:
         """(size, stat) of a file: from a listing where the snapshot has many files, else by HEAD."""
         if len(manifest.files) >= SWEEP_FROM_FILES:
-            found = self._listing(manifest).get(entry.path)
+            found = self._listings.of(manifest).get(entry.path)
             return None if found is None else (found[0], f"{found[0]}:{found[1]}:")
         seen = head(self.bucket, self.layout.key(manifest, entry.path))
         return None if seen is None else (seen.size_bytes, seen.stat)
 
     def snapshot_listing(self, manifest: Manifest) -> dict[str, int]:
         """Path -> size of every object of a snapshot, records and strays too, as the store has them now: one request a thousand files."""
-        return {path: size for path, (size, _) in self._listing(manifest, fresh=True).items()}
-
-    def _listing(self, manifest: Manifest, *, fresh: bool = False) -> dict[str, tuple[int, str]]:
-        name = (manifest.model, manifest.commit)
-        taken_at, found = self._listings.get(name, (0.0, {}))
-        if fresh or not taken_at or time.monotonic() - taken_at > LISTING_S:
-            folder = self.layout.folder(*name)
-            taken_at = time.monotonic()
-            found = {key.removeprefix(folder): (size, etag) for key, size, etag in listing(self.bucket, folder)}
-            self._listings[name] = (taken_at, found)
-        return found
+        return {path: size for path, (size, _) in self._listings.of(manifest, fresh=True).items()}
 
     # --- bring
 
@@ -178,27 +144,29 @@ class S3Replica:
             if says.right or (says.right is None and by_ranges(self.bucket, over, entry, self.settings.connections).ok):
                 self._keep(manifest, entry, Sent(over, 0, False, says.proof))
                 return Brought("unchanged", 0)
-            self._set_aside(over, f"replaced by {entry.sha256}")
+            set_aside(self.bucket, self.layout, over, f"replaced by {entry.sha256}")
         sent = self._send(manifest, entry, reader, key, over)
         self._keep(manifest, entry, sent)
-        return Brought("resumed" if sent.resumed else "copied", sent.bytes_sent)
+        how = "copied by the store" if entry.size_bytes and not sent.bytes_sent and not sent.resumed else ""
+        return Brought("resumed" if sent.resumed else "copied", sent.bytes_sent, how)
 
     def _is_known(self, manifest: Manifest, entry: FileEntry) -> bool:
         """Whether a listing shows just what we remember to have proven: a backup with nothing to do asks no HEAD a file."""
         known = self.memory.of(manifest, entry)
         if known is None or len(manifest.files) < SWEEP_FROM_FILES:
             return False
-        return self._listing(manifest).get(entry.path) == (known.size_bytes, known.etag)
+        return self._listings.of(manifest).get(entry.path) == (known.size_bytes, known.etag)
 
     def _keep(self, manifest: Manifest, entry: FileEntry, sent: Sent) -> None:
         self.memory.keep(manifest, entry, sent.seen, sent.proof)
-        _, found = self._listings.get((manifest.model, manifest.commit), (0.0, {}))
-        found[entry.path] = (sent.seen.size_bytes, sent.seen.etag)
+        self._listings.put(manifest, entry.path, sent.seen)
 
     def _send(self, manifest: Manifest, entry: FileEntry, reader: ProvenReader, key: str, over: Seen | None) -> Sent:
-        sender = Sender(self.bucket, self.uploads, self.abilities(), self.settings)
+        sender = self._sender()
+        if not reader.pieces_are_trusted:
+            sender.prove_whole(entry, reader)
         part_bytes = part_size(entry, self.settings.part_size)
-        older = self._others(manifest) if entry.size_bytes >= COPY_AT_LEAST else ()
+        older = self._older.than(manifest) if entry.size_bytes >= COPY_AT_LEAST else ()
         for held, one in same_content(entry, older):
             source = self._proven(held, one)
             if source is None:
@@ -217,19 +185,8 @@ class S3Replica:
             return sender.whole(key, entry, reader, over)
         return sender.in_parts(key, entry, reader, over, part_bytes, same_parts(entry, part_bytes, older, self._proven))
 
-    def _others(self, manifest: Manifest) -> tuple[Manifest, ...]:
-        """The manifests of the model's other snapshots here, newest first; read once. One that is damaged or away only costs bytes."""
-        if manifest.model not in self._older:
-            found = []
-            for commit in reversed(self.commits(manifest.model)):
-                try:
-                    one = self.manifest(manifest.model, commit)
-                except BadRecord:
-                    continue
-                if one is not None:
-                    found.append(one)
-            self._older[manifest.model] = tuple(found)
-        return tuple(one for one in self._older[manifest.model] if one.commit != manifest.commit)
+    def _sender(self) -> Sender:
+        return Sender(self.bucket, self.uploads, self.abilities(), self.settings)
 
     def _proven(self, manifest: Manifest, entry: FileEntry) -> Seen | None:
         """What the store has of an older snapshot's file, when its checksum says that it is right."""
@@ -237,17 +194,6 @@ class S3Replica:
         if seen is None or seen.in_archive or not by_head(entry, seen, self.memory.of(manifest, entry)).right:
             return None
         return seen
-
-    def _set_aside(self, seen: Seen, why: str) -> None:
-        """What stands where a proven file will go and is not the same content is evidence: kept in the bucket, below .steelyard/quarantine/."""
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        key = self.layout.ours(f"quarantine/{stamp}-{secrets.token_hex(3)}/{seen.key.rpartition('/')[2]}")
-        if not copy_whole(self.bucket, seen, key, None, False, {}):
-            raise Refused(
-                why=f"{self.layout.url(seen.key)} holds other bytes and can't be set aside, so it was not replaced",
-                hint="move it away by hand",
-            )
-        log.warning("%s held other bytes; set aside as %s (%s)", self.layout.url(seen.key), self.layout.url(key), why)
 
     # --- mend
 
@@ -261,8 +207,11 @@ class S3Replica:
         if finding.verdict == "missing" or over is None:
             return self.bring(manifest, entry, reader).bytes_written
         bad = finding.bad_ranges or ((0, max(entry.size_bytes, over.size_bytes)),)
-        self._keep_ranges(over, bad, f"{finding.verdict}: {finding.why or 'digest differs'}")
-        sender = Sender(self.bucket, self.uploads, self.abilities(), self.settings)
+        why = f"{finding.verdict}: {finding.why or 'digest differs'}"
+        keep_ranges(self.bucket, self.layout, self.ours / "quarantine", over, bad, why)
+        sender = self._sender()
+        if not reader.pieces_are_trusted:
+            sender.prove_whole(entry, reader)
         part_bytes = part_size(entry, MIN_PART_BYTES)
         if entry.size_bytes <= part_bytes:
             sent = sender.whole(key, entry, reader, over)
@@ -281,56 +230,13 @@ class S3Replica:
             raise Corrupt(path=self.layout.url(key), why=why, ranges=found.bad_ranges)
         return sent.bytes_sent
 
-    def _keep_ranges(self, seen: Seen, ranges: tuple[tuple[int, int], ...], why: str) -> None:
-        """Save the bad bytes below *ours*; what the store won't give is noted instead."""
-        case = new_case(self.ours / "quarantine", seen.key.rpartition("/")[2])
-        source, lost = S3Source(self.bucket, seen, patience_s=READY_PATIENCE_S), []
-        for start, end in ranges:
-            try:
-                with errors_of(case), (case / f"{start}-{end}.bin").open("wb") as out:
-                    for at in range(start, min(end, seen.size_bytes), 1 << 23):
-                        view = memoryview(bytearray(min(1 << 23, end - at, seen.size_bytes - at)))
-                        out.write(view[: source.readinto(at, view)])
-            except (OtherSide, Unreadable, Missing) as error:
-                lost.append(f"{start}-{end}: {error.message}")
-        record = {"path": self.layout.url(seen.key), "etag": seen.etag, "when": datetime.now(UTC).isoformat(timespec="seconds"), "why": why}
-        write_atomically(case / "record.json", json.dumps(record | {"ranges": list(ranges), "unreadable": lost}, indent=1).encode())
-
     # --- the records
 
     def commits(self, model: str) -> list[str]:
-        """As in base.Copy; the order is that of sealing, which stands in the manifest's metadata (S3's own times are whole seconds)."""
-        found = []
-        for prefix, size, _ in listing(self.bucket, self.layout.models(model), delimiter="/"):
-            commit = prefix.rstrip("/").rpartition("/")[2]
-            if size >= 0 or not is_commit(commit):
-                continue
-            for name in (f"steelyard-{MANIFEST}", MANIFEST):
-                seen = head(self.bucket, prefix + name)
-                if seen is not None:
-                    found.append((seen.sealed_ns, commit))
-                    break
-        return [commit for _, commit in sorted(found)]
+        return list_commits(self.bucket, self.layout, model)
 
     def manifest(self, model: str, commit: str) -> Manifest | None:
-        problem: BadRecord | None = None
-        # A repo may have a manifest.json of its own; ours then has the longer name, and is looked for first.
-        for name in (f"steelyard-{MANIFEST}", MANIFEST):
-            key = self.layout.folder(model, commit) + name
-            data = get(self.bucket, key)
-            if data is None:
-                continue
-            try:
-                manifest = Manifest.parse(data, self.layout.url(key))
-            except BadRecord as error:
-                problem = error
-            else:
-                if (manifest.model, manifest.commit) == (model, commit):
-                    return manifest
-                problem = BadRecord(path=self.layout.url(key), why="it is of another model or commit")
-        if problem is not None:
-            raise problem
-        return None
+        return read_manifest(self.bucket, self.layout, model, commit)
 
     def seal(self, manifest: Manifest) -> None:
         """As in base.Copy; first a listing shows that every file is there. Old orphans of ours are aborted and counted in *orphans_aborted*.
@@ -341,25 +247,13 @@ class S3Replica:
         for entry in manifest.files:
             if there.get(entry.path) != entry.size_bytes:
                 raise Missing(path=self.where(manifest, entry.path), hint=f"run: steelyard backup --to {self.name}")
-        folder = self.layout.folder(manifest.model, manifest.commit)
-        at = f" --endpoint-url {shlex.quote(self.bucket.endpoint)}" if self.bucket.endpoint else ""
-        line = f"aws s3 cp --recursive {shlex.quote(self.layout.url(folder))} /where/you/want/it{at}"
-        for name, data in records(manifest, line, "/where/you/want/it").items():
-            self._write_record(folder + name, data)
-        self._older.pop(manifest.model, None)
+        write_records(self._sender(), self.layout, manifest)
+        self._older.forget(manifest.model)
         self.orphans_aborted += self.uploads.sweep(ORPHAN_AGE_S)
-
-    def _write_record(self, key: str, data: bytes) -> None:
-        over = head(self.bucket, key)
-        crc = crc_of(bytearray(data))
-        if over is not None and (over.crc64nvme == crc or (not over.crc64nvme and get(self.bucket, key) == data)):
-            return
-        sender = Sender(self.bucket, self.uploads, self.abilities(), self.settings)
-        sender.record(key, data, crc, over, {"steelyard-sealed-ns": str(time.time_ns())})
 
     def strays(self, manifest: Manifest) -> list[str]:
         known = {entry.path for entry in manifest.files}
-        return sorted(path for path in self._listing(manifest, fresh=True) if path and path not in known and not is_record(path))
+        return sorted(path for path in self.snapshot_listing(manifest) if path and path not in known and not is_record(path))
 
     def abort_orphans(self, older_than_s: float = ORPHAN_AGE_S) -> int:
         """Abort open uploads of ours begun longer ago than *older_than_s* and return how many; others' are left."""

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from steelyard.copies.s3_client import Bucket, Kind, Told
+from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_errors import Kind, Told
 from steelyard.copies.s3_objects import Layout, crc_text, head
 from steelyard.disk import write_atomically
 from steelyard.errors import BadAnswer, BadRecord, OtherSide, Refused

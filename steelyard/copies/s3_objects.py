@@ -1,19 +1,16 @@
-"""Objects of a bucket: where a file lies, what the store says of it, and what we remember to have proven there."""
+"""Objects of a bucket: where a file lies and what the store says of it."""
 
 from __future__ import annotations
 
 import base64
-import json
-import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from steelyard.copies.s3_client import Bucket, Told
-from steelyard.disk import errors_of, make_folder
-from steelyard.manifest import FileEntry, Manifest
-from steelyard.names import OURS, check_name, slug
+from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_errors import Told
+from steelyard.manifest import Manifest
+from steelyard.names import OURS, check_name
 from steelyard.watch import Watch
 
 
@@ -129,60 +126,3 @@ class Layout:
 def check_part(name: str) -> str:
     """A model's or commit's name as one part of a key. :raises UnsafeName:"""
     return "/".join(check_name(name, "the bucket").parts)
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """An object as we proved it: *etag* stands for content that had *sha256*."""
-
-    path: str
-    size_bytes: int
-    etag: str
-    sha256: str
-    proof: str
-
-
-class Memory:
-    """What we proved of a snapshot's objects, in a local file of lines; lost, it costs requests and never safety. Safe from any thread."""
-
-    def __init__(self, folder: Path, identity: str) -> None:
-        self._folder = folder / "objects" / identity
-        self._lock = threading.Lock()
-        self._known: dict[tuple[str, str], dict[str, Remembered]] = {}
-
-    def of(self, manifest: Manifest, entry: FileEntry) -> Remembered | None:
-        """What is remembered of a file with the content that the manifest names."""
-        with self._lock:
-            found = self._load(manifest).get(entry.path)
-        return found if found is not None and (found.sha256, found.size_bytes) == (entry.sha256, entry.size_bytes) else None
-
-    def keep(self, manifest: Manifest, entry: FileEntry, seen: Seen, proof: str) -> None:
-        fresh = Remembered(entry.path, seen.size_bytes, seen.etag, entry.sha256, proof)
-        with self._lock:
-            known = self._load(manifest)
-            if known.get(entry.path) == fresh:
-                return
-            known[entry.path] = fresh
-            path = self._file(manifest)
-            make_folder(path.parent)
-            with errors_of(path), path.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(asdict(fresh), ensure_ascii=False) + "\n")
-
-    def _file(self, manifest: Manifest) -> Path:
-        return self._folder / f"{slug(manifest.model)}-{slug(manifest.commit)}.jsonl"
-
-    def _load(self, manifest: Manifest) -> dict[str, Remembered]:
-        name = (manifest.model, manifest.commit)
-        if name not in self._known:
-            self._known[name] = known = {}
-            try:
-                lines = self._file(manifest).read_text(encoding="utf-8", errors="replace").splitlines()
-            except OSError:
-                lines = []
-            for line in lines:
-                try:
-                    one = Remembered(**json.loads(line))
-                except (ValueError, TypeError):
-                    continue  # a line torn by a kill
-                known[one.path] = one
-        return self._known[name]

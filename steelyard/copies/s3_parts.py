@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from steelyard.copies.base import ProvenReader
-from steelyard.copies.s3_client import Bucket, Told
+from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_errors import Told
 from steelyard.copies.s3_objects import Seen, crc_text
 from steelyard.copies.s3_uploads import OpenUpload, Uploads
 from steelyard.manifest import FileEntry

@@ -9,7 +9,8 @@ from blake3 import blake3
 
 from steelyard.copies.base import Finding
 from steelyard.copies.s3_client import Bucket
-from steelyard.copies.s3_objects import Remembered, Seen, crc_text, head
+from steelyard.copies.s3_memory import Remembered
+from steelyard.copies.s3_objects import Seen, crc_text, head
 from steelyard.copies.s3_source import S3Source
 from steelyard.errors import Range, Unreachable
 from steelyard.manifest import FileEntry
@@ -46,6 +47,22 @@ def by_head(entry: FileEntry, seen: Seen, known: Remembered | None) -> HeadSays:
     if known is not None and seen.etag == known.etag:
         return HeadSays(True, BY_ETAG)
     return HeadSays(None)
+
+
+def by_stat(entry: FileEntry, now: tuple[int, str] | None, recorded: Finding | None) -> Finding:
+    """Presence, size and ETag (*now*: size and stat; None: not there) against the last look; never better than that look's verdict."""
+    if now is None:
+        return Finding("missing", proof="presence")
+    size, stat = now
+    if size != entry.size_bytes:
+        first = size // entry.piece_bytes * entry.piece_bytes if size < entry.size_bytes else entry.size_bytes
+        why = f"it has {size} bytes, {entry.size_bytes} are right"
+        return Finding("corrupt", ((first, max(size, entry.size_bytes)),), "size", why, stat=stat)
+    # A listing knows no version; size and ETag are compared.
+    if recorded is None or recorded.stat.rsplit(":", 1)[0] != stat.rsplit(":", 1)[0]:
+        why = "never proven here" if recorded is None else "its ETag changed since it was last proven"
+        return Finding("unverified", proof="size and ETag", why=why, stat=stat)
+    return Finding(recorded.verdict, recorded.bad_ranges, "size and ETag", "size and ETag are as at the last proof", stat=recorded.stat)
 
 
 def by_ranges(bucket: Bucket, seen: Seen, entry: FileEntry, threads: int) -> Finding:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from steelyard.copies.s3_client import Bucket, Told
+from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_errors import Told
 from steelyard.copies.s3_objects import Seen
 from steelyard.copies.s3_parts import CopyFrom, parts_of
+from steelyard.errors import BadRecord
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.pieces import MIB
 
@@ -17,6 +20,29 @@ COPY_WHOLE_BYTES = 256 * MIB
 """Up to here one CopyObject; above it UploadPartCopy in parts of this size, in parallel (S3's own limit is 5 GiB)."""
 
 Held = tuple[Manifest, FileEntry]
+
+
+class Older:
+    """The other snapshots of a replica: their manifests, read once a model. *commits* and *manifest* are the replica's own."""
+
+    def __init__(self, commits: Callable[[str], list[str]], manifest: Callable[[str, str], Manifest | None]) -> None:
+        self._commits = commits
+        self._manifest = manifest
+        self._read: dict[str, tuple[Manifest, ...]] = {}
+
+    def than(self, manifest: Manifest) -> tuple[Manifest, ...]:
+        """Newest first. One that is damaged costs bytes and nothing else."""
+        if manifest.model not in self._read:
+            found = []
+            for commit in reversed(self._commits(manifest.model)):
+                with contextlib.suppress(BadRecord):
+                    one = self._manifest(manifest.model, commit)
+                    found += [one] if one is not None else []
+            self._read[manifest.model] = tuple(found)
+        return tuple(one for one in self._read[manifest.model] if one.commit != manifest.commit)
+
+    def forget(self, model: str) -> None:
+        self._read.pop(model, None)
 
 
 def same_content(entry: FileEntry, older: Iterable[Manifest]) -> Iterator[Held]:
@@ -59,10 +85,7 @@ def same_parts(
 
 
 def copy_whole(bucket: Bucket, source: Seen, key: str, over: Seen | None, conditions: bool, settings: dict[str, Any]) -> bool:
-    """One CopyObject inside the bucket, with a full-object checksum; False when the store can't or the source has changed.
-
-    :raises Told: "conflict" is False too: whoever calls looks at what is there.
-    """
+    """One CopyObject inside the bucket, with a full-object checksum. False when the store can't, the source has changed or *key* was written meanwhile."""
     condition: dict[str, Any] = {}
     if conditions:
         condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": f'"{over.etag}"'}

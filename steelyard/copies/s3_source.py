@@ -7,7 +7,8 @@ from typing import Any, Self
 
 from blake3 import blake3
 
-from steelyard.copies.s3_client import Bucket, Told
+from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_errors import Told
 from steelyard.copies.s3_objects import Seen
 from steelyard.errors import BadAnswer, Gone, Missing, Unreachable, Unreadable
 from steelyard.manifest import FileEntry

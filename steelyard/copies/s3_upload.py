@@ -10,7 +10,8 @@ from typing import Any
 from steelyard.config import S3Config
 from steelyard.copies.base import ProvenReader
 from steelyard.copies.s3_abilities import Abilities
-from steelyard.copies.s3_client import Bucket, Told
+from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_errors import Told
 from steelyard.copies.s3_objects import Seen, crc_text, head
 from steelyard.copies.s3_parts import CopyFrom, PartsRun, UploadEnded, body_check, crc_of
 from steelyard.copies.s3_proof import BY_CRC, BY_ETAG, by_head, by_ranges
@@ -205,6 +206,17 @@ class Sender:
             if now is None or now.crc64nvme != crc:
                 why = f"another program wrote s3://{self.bucket.name}/{key} meanwhile; nothing was overwritten"
                 raise Refused(why=why, hint="run the same command again") from told
+
+    @staticmethod
+    def prove_whole(entry: FileEntry, reader: ProvenReader) -> None:
+        """Read the file once and prove its SHA-256: for pieces that come from a replica's own manifest. :raises Corrupt: :raises Rotten:"""
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(min(entry.piece_bytes, max(entry.size_bytes, 1))))
+        for index in range(len(entry.pieces)):
+            current_watch().check()
+            digest.update(reader.read_piece(index, buffer))
+        if digest.hexdigest() != entry.sha256:
+            why = "its pieces hold, but together they are not the SHA-256 that was agreed on"
+            raise Corrupt(path=entry.path, why=why, ranges=((0, entry.size_bytes),))
 
     # --- parameters
 

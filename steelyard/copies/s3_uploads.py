@@ -15,7 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from steelyard.copies.s3_client import Bucket, Told
+from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_errors import Told
 from steelyard.copies.s3_objects import Layout, get, listing
 from steelyard.disk import errors_of, make_folder, write_atomically
 from steelyard.errors import BadRecord, OtherSide, Refused

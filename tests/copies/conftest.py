@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,30 @@ from typing import Any
 import pytest
 from contract import FolderKind, Kind, S3Kind
 
+from steelyard.copies.s3_client import Bucket
 from steelyard.standins.s3_proxy import S3Proxy
 from steelyard.standins.weed import SeaweedServer, find_weed
 
 BUCKET = "weights"
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_clients() -> Iterator[None]:
+    """A boto3 client takes 0.1 s to make; what only differs in the replica's name shares one. Other credentials or settings get their own."""
+    made: dict[tuple[str, ...], Any] = {}
+    connect = Bucket._connect
+
+    def shared(self: Bucket) -> Any:
+        keys = tuple(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("AWS_"))
+        name = (self.settings.model_dump_json(exclude={"prefix", "part_size"}), *keys)
+        if name not in made:
+            made[name] = connect(self)
+        return made[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bucket, "_connect", shared)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +50,9 @@ def client_of(endpoint_url: str) -> Any:
     import boto3.session
     from botocore.config import Config
 
-    config = Config(request_checksum_calculation="when_required", response_checksum_validation="when_required", s3={"addressing_style": "path"})
+    config = Config(
+        request_checksum_calculation="when_required", response_checksum_validation="when_required", s3={"addressing_style": "path"}
+    )
     return boto3.session.Session().client("s3", endpoint_url=endpoint_url, region_name="us-east-1", config=config)
 
 

@@ -38,7 +38,9 @@ def entry_of(path: str, data: bytes, piece_bytes: int = PIECE) -> FileEntry:
     import hashlib
 
     pieces = tuple(blake3(data[start:end]).hexdigest() for start, end in piece_ranges(len(data), piece_bytes))
-    return FileEntry(path, len(data), hashlib.sha256(data).hexdigest(), f"{crc64nvme(data):016x}", piece_bytes, pieces, hashlib.sha256(data).hexdigest())
+    return FileEntry(
+        path, len(data), hashlib.sha256(data).hexdigest(), f"{crc64nvme(data):016x}", piece_bytes, pieces, hashlib.sha256(data).hexdigest()
+    )
 
 
 def manifest_of(*entries: FileEntry, commit: str = COMMIT) -> Manifest:

@@ -1,0 +1,103 @@
+"""What need not be asked again: what we proved of a snapshot's objects, and listings of a few seconds ago."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_objects import Layout, Seen, listing
+from steelyard.disk import errors_of, make_folder
+from steelyard.manifest import FileEntry, Manifest
+from steelyard.names import slug
+
+LISTING_S = 30.0
+"""How long a listing is good for [s]."""
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """An object as we proved it: *etag* stands for content that had *sha256*."""
+
+    path: str
+    size_bytes: int
+    etag: str
+    sha256: str
+    proof: str
+
+
+class Memory:
+    """What we proved of a snapshot's objects, in a local file of lines; lost, it costs requests and never safety. Safe from any thread."""
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self._folder = folder / "objects" / identity
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, str], dict[str, Remembered]] = {}
+
+    def of(self, manifest: Manifest, entry: FileEntry) -> Remembered | None:
+        """What is remembered of a file with the content that the manifest names."""
+        with self._lock:
+            found = self._load(manifest).get(entry.path)
+        return found if found is not None and (found.sha256, found.size_bytes) == (entry.sha256, entry.size_bytes) else None
+
+    def keep(self, manifest: Manifest, entry: FileEntry, seen: Seen, proof: str) -> None:
+        fresh = Remembered(entry.path, seen.size_bytes, seen.etag, entry.sha256, proof)
+        with self._lock:
+            known = self._load(manifest)
+            if known.get(entry.path) == fresh:
+                return
+            known[entry.path] = fresh
+            path = self._file(manifest)
+            make_folder(path.parent)
+            with errors_of(path), path.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(asdict(fresh), ensure_ascii=False) + "\n")
+
+    def _file(self, manifest: Manifest) -> Path:
+        return self._folder / f"{slug(manifest.model)}-{slug(manifest.commit)}.jsonl"
+
+    def _load(self, manifest: Manifest) -> dict[str, Remembered]:
+        name = (manifest.model, manifest.commit)
+        if name not in self._known:
+            self._known[name] = known = {}
+            try:
+                lines = self._file(manifest).read_text(encoding="utf-8", errors="replace").splitlines()
+            except OSError:
+                lines = []
+            for line in lines:
+                try:
+                    one = Remembered(**json.loads(line))
+                except (ValueError, TypeError):
+                    continue  # a line torn by a kill
+                known[one.path] = one
+        return self._known[name]
+
+
+class Listings:
+    """Snapshots as ListObjects shows them: path -> (size, ETag). Safe from any thread."""
+
+    def __init__(self, bucket: Bucket, layout: Layout) -> None:
+        self._bucket = bucket
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._taken: dict[tuple[str, str], tuple[float, dict[str, tuple[int, str]]]] = {}
+
+    def of(self, manifest: Manifest, *, fresh: bool = False) -> dict[str, tuple[int, str]]:
+        """A listing at most LISTING_S old, or a *fresh* one; not to be changed."""
+        name = (manifest.model, manifest.commit)
+        with self._lock:
+            taken_at, found = self._taken.get(name, (0.0, {}))
+            if fresh or not taken_at or time.monotonic() - taken_at > LISTING_S:
+                folder = self._layout.folder(*name)
+                taken_at = time.monotonic()
+                found = {key.removeprefix(folder): (size, etag) for key, size, etag in listing(self._bucket, folder)}
+                self._taken[name] = (taken_at, found)
+            return found
+
+    def put(self, manifest: Manifest, path: str, seen: Seen) -> None:
+        """What we wrote ourselves since a listing was taken."""
+        with self._lock:
+            _, found = self._taken.get((manifest.model, manifest.commit), (0.0, {}))
+            found[path] = (seen.size_bytes, seen.etag)
