@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -47,6 +48,8 @@ class Brought:
 
     action: Literal["copied", "resumed", "unchanged"]
     bytes_written: int
+    how: str = ""
+    """Where no bytes were written because the copy had them: "hard link" or "reflink"."""
 
 
 class Rotten(Exception):
@@ -71,19 +74,23 @@ class ProvenReader:
     pieces_are_trusted: bool = True
     """False where the piece digests come from a replica's manifest: whoever writes then proves the whole SHA-256 before publishing."""
     used_bytes: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def read_piece(self, index: int, buffer: memoryview) -> memoryview:
         """The bytes of piece *index* in the first part of *buffer* (at least piece_bytes long).
 
         :raises Rotten: when no candidate has it; OtherSide errors of candidates count as not having it.
         """
-        start, end = self.entry.ranges[index]
+        # Not entry.ranges: it makes the whole list, and a large file has 10,000 pieces.
+        start = index * self.entry.piece_bytes
+        end = min(start + self.entry.piece_bytes, self.entry.size_bytes)
         view = buffer[: end - start]
         errors: list[SteelyardError] = []
         for name, source in self.candidates.items():
             try:
                 if self._read(source, start, view) == self.entry.pieces[index]:
-                    self.used_bytes[name] = self.used_bytes.get(name, 0) + len(view)
+                    with self._lock:
+                        self.used_bytes[name] = self.used_bytes.get(name, 0) + len(view)
                     return view
             except SteelyardError as error:
                 if error.exit_code == 130:
