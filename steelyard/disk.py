@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
@@ -86,6 +87,8 @@ class Mount:
     fstype: str
     options: frozenset[str]
     device: str
+    ident: int = 0
+    """The kernel's number of this mount; /proc/self/fdinfo shows the same one for every open file on it."""
 
     @property
     def read_only(self) -> bool:
@@ -100,7 +103,7 @@ def mounts() -> list[Mount]:
         left, _, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         options = frozenset(fields[5].split(",")) | frozenset(tail[2].split(",") if len(tail) > 2 else ())
-        found.append(Mount(Path(_unescape(fields[4])), _unescape(tail[1]), tail[0], options, fields[2]))
+        found.append(Mount(Path(_unescape(fields[4])), _unescape(tail[1]), tail[0], options, fields[2], int(fields[0])))
     return found
 
 
@@ -121,6 +124,30 @@ def mount_at(point: Path) -> Mount | None:
         return None
     there = [mount for mount in mounts() if mount.point == real and mount.fstype != "autofs"]
     return there[-1] if there else None
+
+
+def mount_of_fd(fd: int) -> Mount | None:
+    """The mount that an open file lies on, whatever its path leads to by now; None when it is no longer mounted anywhere."""
+    info = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii")
+    ident = next((int(line.split()[1]) for line in info.splitlines() if line.startswith("mnt_id:")), -1)
+    return next((mount for mount in mounts() if mount.ident == ident), None)
+
+
+def failure_domain(path: Path) -> str:
+    """What dies together with *path*: the whole disk below its partition where the kernel tells, else the file system's device."""
+    device = device_of(path)
+    try:
+        mount = mount_of(path)
+        if os.major(device) == 0 and mount is not None and mount.source.startswith("/dev/"):
+            device = Path(mount.source).stat().st_rdev  # btrfs numbers its subvolumes itself
+        node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve(strict=True)
+        while (below := sorted((node / "slaves").iterdir()) if (node / "slaves").is_dir() else []) and len(below) == 1:
+            node = below[0].resolve(strict=True)  # LUKS, LVM on one disk
+        if (node / "partition").exists():
+            node = node.parent
+        return f"disk {node.name}"
+    except OSError:
+        return f"device {device}"
 
 
 def mount_of(path: Path) -> Mount | None:
@@ -153,17 +180,26 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def allocate(fd: int, size_bytes: int, place: Path) -> None:
-    """Reserve the room before writing, so that a full disk shows at the start. Where the file system can't (FAT, NFS), just set the size."""
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def allocate(fd: int, size_bytes: int, place: Path) -> bool:
+    """Reserve the room before writing, so that a full disk shows at the start; the file then has its size. False where the file system can't.
+
+    The system call itself: glibc's posix_fallocate falls back to writing into every block (FAT, exFAT, FUSE), which costs as much as the copy.
+    :raises NoSpace:
+    """
     if size_bytes == 0:
-        return
+        return True
     with errors_of(place):
-        try:
-            os.posix_fallocate(fd, 0, size_bytes)
-        except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
-                raise
-            os.ftruncate(fd, size_bytes)
+        while _LIBC.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size_bytes)) != 0:
+            number = ctypes.get_errno()
+            if number == errno.EINTR:
+                continue
+            if number in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM}:
+                return False
+            raise OSError(number, os.strerror(number), str(place))
+    return True
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:

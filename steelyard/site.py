@@ -92,9 +92,10 @@ class Site:
 
                 made[name] = S3Replica(name, settings, self.config.store.ours / "s3" / name)
             else:
+                from steelyard.copies.marker import Shelf
                 from steelyard.copies.mount import MountReplica
 
-                made[name] = MountReplica(name, settings)
+                made[name] = MountReplica(name, settings, Shelf(self.config.store.ours / "targets" / f"{name}.json"))
         return made
 
     @property

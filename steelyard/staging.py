@@ -75,9 +75,11 @@ class Partial:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             self._resume()
+            # Where the room can't be reserved (FAT, exFAT, FUSE) the file grows as it is written: setting its size there writes zeros, or nothing.
             allocate(self._fd, size_bytes, self.path)
             with errors_of(self.path):
-                os.ftruncate(self._fd, size_bytes)
+                if os.fstat(self._fd).st_size > size_bytes:
+                    os.ftruncate(self._fd, size_bytes)
         except BaseException:
             os.close(self._fd)
             raise

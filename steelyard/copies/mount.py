@@ -2,48 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from steelyard.abilities import reflink
 from steelyard.config import MountConfig
-from steelyard.copies.base import CopyKind
-from steelyard.copies.folder import FolderCopy
-from steelyard.disk import errors_of, make_folder, mount_at, probe_write, write_atomically
-from steelyard.errors import BadRecord, MountAbsent, ReadOnly
+from steelyard.copies.base import CopyKind, Look
+from steelyard.copies.drive import Drive
+from steelyard.copies.folder import FolderCopy, below
+from steelyard.copies.marker import Shelf
+from steelyard.disk import errors_of, make_folder, probe_write, publish, write_atomically
+from steelyard.errors import BadRecord, Refused
 from steelyard.hub import is_commit
-from steelyard.manifest import Manifest
+from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import OURS, confine
 from steelyard.records import MANIFEST, is_record, records
 from steelyard.store import files_not_in
 
 
 class MountReplica(FolderCopy):
+    """*shelf* knows the ids of the drives that were marked with `steelyard target`; None where nothing is remembered."""
+
     kind: CopyKind = "mount"
     cold_by_default = True
 
-    def __init__(self, name: str, settings: MountConfig) -> None:
+    def __init__(self, name: str, settings: MountConfig, shelf: Shelf | None = None) -> None:
         self.name = name
         self.settings = settings
         self.root = settings.path
         self.ours = settings.path / OURS
+        self.drive = Drive(name, settings.path, settings.mount_point or None, shelf)
+        self._older: dict[tuple[str, str], dict[tuple[str, int], tuple[Manifest, FileEntry]]] = {}
 
-    def ready(self, *, write: bool) -> None:
-        """:raises MountAbsent: when the drive is not mounted at its mount point. :raises ReadOnly: when it takes no writes."""
-        point = self.settings.mount_point
-        if isinstance(point, Path):
-            mount = mount_at(point)
-            if mount is None:
-                raise MountAbsent(why=f"{self.name}: nothing is mounted at {point}, so nothing was written", copy=self.name)
-            if write and mount.read_only:
-                hint = f"run: mount -o remount,rw {point} (if it fell to read-only by itself, look at dmesg first)"
-                raise ReadOnly(place=f"{self.name} ({point})", why="it is mounted read-only", hint=hint)
-            # What lies behind the path must really be on that mount, not on another file system below or beside it.
-            if not self.root.resolve().is_relative_to(mount.point):
-                raise MountAbsent(why=f"{self.name}: {self.root} leads outside of the mount at {point}", copy=self.name)
+    def ready(self, *, write: bool, any_drive: bool = False) -> None:
+        """:raises MountAbsent: when the drive is not mounted, or another one is. :raises ReadOnly: when it takes no writes.
+
+        *any_drive*: also a drive that is not known yet. Reading from one is allowed, with a warning: what is read is proven anyway.
+        """
+        self.drive.check(write=write, any_drive=any_drive)
         if write:
-            make_folder(self.root)
-            probe_write(self.root)
-            make_folder(self.ours)
+            with self.drive.held_above() as root:
+                make_folder(root)
+                probe_write(root)
+                make_folder(root / OURS)
+
+    @contextmanager
+    def held(self, *, any_drive: bool = False) -> Iterator[Path]:
+        """As in FolderCopy; see Drive.held."""
+        if not self.root.exists():
+            with self.drive.held_above() as root:
+                make_folder(root)
+        with self.drive.held(any_drive=any_drive) as root:
+            yield root
 
     def folder_of(self, model: str, commit: str) -> Path:
         return confine(confine(self.root, model), commit)
@@ -86,15 +102,87 @@ class MountReplica(FolderCopy):
         return None
 
     def seal(self, manifest: Manifest) -> None:
+        """As in base.Copy. What another host has in the same snapshot stays in its records. :raises Refused: when the two contradict each other."""
         folder = self.folder_of(manifest.model, manifest.commit)
         line = f"cp -r {shlex.quote(str(folder))} /where/you/want/it"
-        for name, data in records(manifest, line, "/where/you/want/it").items():
-            path = folder / name
-            with errors_of(path):
-                if not path.is_file() or path.read_bytes() != data:
-                    write_atomically(path, data)
+        with self.held() as root:
+            manifest = self._with_what_is_there(manifest)
+            for name, data in records(manifest, line, "/where/you/want/it").items():
+                path = below(root, self.root, folder / name)
+                with errors_of(path):
+                    if not path.is_file() or path.read_bytes() != data:
+                        write_atomically(path, data)
+        self._older.clear()
+
+    def _with_what_is_there(self, manifest: Manifest) -> Manifest:
+        try:
+            held = self.manifest(manifest.model, manifest.commit)
+        except BadRecord:
+            return manifest
+        if held is None:
+            return manifest
+        if held.repo_id != manifest.repo_id:
+            raise Refused(
+                why=f"{self.name}: {manifest.model} at {manifest.commit[:8]} is {held.repo_id} there", hint="give one of them another name"
+            )
+        ours = {entry.path for entry in manifest.files}
+        for entry in held.files:
+            if entry.path not in ours and self.judge(held, entry, Look("quick")).verdict != "missing":
+                manifest = manifest.with_file(entry)
+        # Two hosts proved the same bytes at different times: the record that is there stands.
+        return held if held.files == manifest.files else manifest
+
+    # --- what older snapshots have already
+
+    def _share(self, manifest: Manifest, entry: FileEntry, final: Path, root: Path) -> str:
+        """Link (or clone) a file of another snapshot with the same content, once it has been read back from the medium and found whole."""
+        if entry.size_bytes == 0:
+            return ""
+        for held, one in self._same_content(manifest, entry):
+            # By our own pieces: what a replica's manifest says of itself vouches for nothing.
+            if one.piece_bytes != entry.piece_bytes or not self.judge(held, replace(entry, path=one.path), Look()).ok:
+                continue
+            old = below(root, self.root, self.path_of(held, one.path))
+            ours = below(root, self.root, self.ours)
+            staged = make_folder(ours / "staging") / f"view-{entry.sha256[:20]}.partial"
+            with errors_of(final):
+                staged.unlink(missing_ok=True)
+                how = _link(old, staged)
+                if not how:
+                    return ""
+                if final.exists() or final.is_symlink():
+                    self._make_way(final, entry, ours)
+                publish(staged, final)
+            return how
+        return ""
+
+    def _same_content(self, manifest: Manifest, entry: FileEntry) -> list[tuple[Manifest, FileEntry]]:
+        key = (manifest.model, manifest.commit)
+        if key not in self._older:
+            index: dict[tuple[str, int], tuple[Manifest, FileEntry]] = {}
+            for commit in self.commits(manifest.model):
+                with contextlib.suppress(BadRecord):
+                    held = self.manifest(manifest.model, commit) if commit != manifest.commit else None
+                    if held is not None:
+                        index |= {(one.sha256, one.size_bytes): (held, one) for one in held.files}
+            self._older[key] = index
+        found = self._older[key].get((entry.sha256, entry.size_bytes))
+        return [found] if found else []
 
     def strays(self, manifest: Manifest) -> list[str]:
         folder = self.folder_of(manifest.model, manifest.commit)
         known = {entry.path for entry in manifest.files}
         return [path for path in files_not_in(folder, known) if not is_record(path)]
+
+
+def _link(old: Path, new: Path) -> str:
+    """A second name for the same bytes: "hard link", else "reflink", else "" (FAT, exFAT, a limit of links)."""
+    for how, make in (("hard link", os.link), ("reflink", reflink)):
+        try:
+            make(old, new)
+        except OSError as error:
+            if error.errno in {errno.EIO, errno.EROFS, errno.ENOSPC}:
+                raise
+            continue
+        return how
+    return ""

@@ -1,0 +1,99 @@
+"""How a file is written into a folder: proven pieces in, on to the medium, and read back from there before it gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+
+from steelyard.copies.base import ProvenReader, corrupt
+from steelyard.errors import Range
+from steelyard.manifest import FileEntry
+from steelyard.pieces import check_pieces, digest_source, in_threads, merge_ranges
+from steelyard.source import LocalFile
+from steelyard.staging import Partial
+from steelyard.watch import current_watch
+
+WRITERS = 2
+"""Pieces in flight while a file is brought in: a kill costs at most these again, 16 MiB."""
+_SYNC_FILE_RANGE_WRITE = 2
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def fill(partial: Partial, entry: FileEntry, reader: ProvenReader, who: str) -> int:
+    """Write what is missing of *partial*, make it last, read it back; a piece that did not survive is written once more. Bytes written.
+
+    :raises Rotten: :raises Corrupt: when the medium does not give back what was written.
+    """
+    written = _write_pieces(partial, entry, reader, who)
+    for attempt in (1, 2):
+        partial.fsync()
+        bad = _read_back(partial, entry, reader.pieces_are_trusted)
+        if not bad:
+            return written
+        partial.drop(bad)
+        if attempt == 1:
+            written += _write_pieces(partial, entry, reader, who)
+    raise corrupt(partial.path, bad, f"{who} does not give back what was written; the medium is failing")
+
+
+def _write_pieces(partial: Partial, entry: FileEntry, reader: ProvenReader, who: str) -> int:
+    have = partial.have()
+    ranges = entry.ranges
+    todo = [index for index, (start, end) in enumerate(ranges) if not any(lo <= start and end <= hi for lo, hi in have)]
+    watch = current_watch()
+    written: list[int] = []
+    with watch.job(f"{entry.path} → {who}", entry.size_bytes) as job:
+        watch.advance(job, entry.size_bytes - sum(ranges[i][1] - ranges[i][0] for i in todo))
+        local = threading.local()
+
+        def copy(index: int) -> None:
+            if not hasattr(local, "buffer"):
+                local.buffer = memoryview(bytearray(min(entry.piece_bytes, entry.size_bytes)))
+            view = reader.read_piece(index, local.buffer)
+            start = ranges[index][0]
+            partial.put(start, view)
+            # The medium begins now, and not at the fsync: reading the next pieces and writing this one overlap.
+            _LIBC.sync_file_range(partial.fileno(), ctypes.c_int64(start), ctypes.c_int64(len(view)), _SYNC_FILE_RANGE_WRITE)
+            written.append(len(view))
+            watch.advance(job, len(view))
+
+        in_threads(copy, todo, threads=WRITERS, stop=watch.stop)
+    return sum(written)
+
+
+def _read_back(partial: Partial, entry: FileEntry, pieces_are_trusted: bool) -> list[Range]:
+    """Read a written file from the medium and judge every piece; the ranges that did not survive.
+
+    Where the pieces come from a record of somebody else (a replica's manifest), the whole SHA-256 is proven in the same pass.
+    :raises Corrupt: when the pieces hold but the SHA-256 does not: the record contradicts itself.
+    """
+    os.posix_fadvise(partial.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    watch = current_watch()
+    with LocalFile(partial.path) as source, watch.job(f"read back {entry.path}", entry.size_bytes) as job:
+
+        def on_bytes(count: int) -> None:
+            watch.advance(job, count)
+
+        if pieces_are_trusted:
+            found = check_pieces(source, entry.size_bytes, entry.piece_bytes, entry.pieces, stop=watch.stop, threads=1, on_bytes=on_bytes)
+            return list(merge_ranges([*found.bad, *found.unreadable]))
+        digests = digest_source(source, stop=watch.stop, on_bytes=on_bytes, piece_bytes=entry.piece_bytes)
+    bad = [where for where, one, other in zip(entry.ranges, digests.pieces, entry.pieces, strict=True) if one != other]
+    if not bad and digests.sha256 != entry.sha256:
+        partial.discard()
+        raise corrupt(entry.path, [(0, entry.size_bytes)], "its pieces hold, but together they are not the SHA-256 that was agreed on")
+    return bad
+
+
+def keep_times(partial: Partial, reader: ProvenReader) -> None:
+    """Give the file the time and mode that it has where its bytes come from, as far as the file system keeps them."""
+    seen = next((source.stat for source in reader.candidates.values() if isinstance(source, LocalFile)), None)
+    if seen is None:
+        return
+    fd = partial.fileno()
+    with contextlib.suppress(OSError):
+        os.fchmod(fd, seen.st_mode & 0o777)
+    with contextlib.suppress(OSError):
+        os.utime(fd, ns=(seen.st_atime_ns, seen.st_mtime_ns))
