@@ -47,7 +47,7 @@ class Common:
 
 
 COMMON = Common()
-Models = Annotated[tuple[str, ...], Parameter(help="Names from the config; none means all.")]
+Models = Annotated[str, Parameter(help="Names from the config; none means all.")]
 
 
 @dataclass(frozen=True)

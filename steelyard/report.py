@@ -102,6 +102,8 @@ _COLUMNS = {
     "verify": ("proof",),
     "drill": ("minutes", "bytes_written", "loaded"),
     "clean": ("bytes", "reason"),
+    "keep": ("verb",),
+    "doctor": ("check", "fix"),
 }
 
 

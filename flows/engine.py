@@ -1,0 +1,183 @@
+"""How a flow does its verb: shown in Prefect while it works, its report kept as artifacts, and its end as the report has it.
+
+By hand, `run_as_flow` is the engine that the command line is given: the same verb, but every step a task that the UI shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import logging
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
+
+from steelyard import orchestrator
+from steelyard.errors import SteelyardError, Stopped
+from steelyard.report import Report, summary
+from steelyard.verbs import Call, run_locally
+
+if TYPE_CHECKING:
+    from prefect import Flow, State
+
+    from flows.options import Options
+    from steelyard.site import Site
+
+log = logging.getLogger("steelyard")
+
+FLOWS = {
+    "download": "flows.download:download_models",
+    "verify": "flows.verify:verify_models",
+    "load": "flows.load:test_model_loading",
+    "backup": "flows.backup:backup_models",
+    "restore": "flows.restore:restore_model",
+    "repair": "flows.repair:repair_models",
+    "scrub": "flows.scrub:scrub_models",
+    "drill": "flows.drill:drill_restore",
+    "check-updates": "flows.check_updates:check_updates",
+    "keep": "flows.keep_models:keep_models",
+}
+"""Verb -> its flow. Named, not imported: Prefect takes seconds to load."""
+
+HEALTH_TIMEOUT_S = 3.0
+MOST_TAGS = 12
+
+
+@dataclass
+class _Outcome:
+    """What became of the verb; the flow's body fills it in, whoever started the flow may read it."""
+
+    report: Report | None = None
+
+
+_outcome: ContextVar[_Outcome | None] = ContextVar("steelyard_outcome", default=None)
+
+
+def run_as_flow(call: Call) -> Report:
+    """Run the verb as a flow run in this process. Where a Prefect API is configured but away, say so and run it without."""
+    if call.verb not in FLOWS:
+        return run_locally(call)
+    api_url = orchestrator.api_url()
+    if api_url:
+        if not answers(api_url):
+            log.warning("the Prefect API at %s does not answer: running without it, nothing will show there", api_url)
+            return run_locally(call)
+        os.environ["PREFECT_API_URL"] = api_url
+    else:
+        # Prefect starts a server of its own for this one run; its first start takes longer than Prefect's own 20 s allow.
+        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+        os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
+        log.info("no Prefect API is configured: starting one for this run, which takes some seconds")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from prefect.exceptions import TerminationSignal
+
+    flow, options = flow_of(call)
+    outcome = _Outcome()
+    token = _outcome.set(outcome)
+    try:
+        state = flow(options, return_state=True)
+    except TerminationSignal as error:
+        raise Stopped() from error
+    except Exception as error:
+        if outcome.report is None:
+            raise
+        log.warning("the work is done, but Prefect could not record its end: %s", type(error).__name__)
+    finally:
+        _outcome.reset(token)
+    if outcome.report is None:
+        if not state.is_cancelled():
+            state.result(raise_on_failure=True)
+        raise Stopped()
+    return outcome.report
+
+
+def flow_of(call: Call) -> tuple[Callable[..., State[Any]], Options]:
+    """The flow of the verb, and its parameters as the command line gave them."""
+    module, _, name = FLOWS[call.verb].partition(":")
+    flow: Flow[..., Any] = getattr(importlib.import_module(module), name)
+    kind: type[Options] = get_type_hints(flow.fn)["options"]
+    return cast("Callable[..., State[Any]]", flow), kind.of(call.config, call.params)
+
+
+def answers(api_url: str) -> bool:
+    """Whether a Prefect API answers there, asked without loading Prefect."""
+    request = urllib.request.Request(f"{api_url.rstrip('/')}/health")  # noqa: S310 (the user's own setting)
+    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
+    elif key := os.environ.get("PREFECT_API_KEY"):
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=HEALTH_TIMEOUT_S) as answer:  # noqa: S310
+            return int(answer.status) < 500
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except (OSError, ValueError):
+        return False
+
+
+def by_hand(verb: str) -> None:
+    """The command line of one verb, as a flow run: `python -m flows.download mvdream --json`."""
+    from steelyard.cli import main
+
+    main([verb, *sys.argv[1:]], engine=run_as_flow)
+
+
+# --- inside a flow
+
+
+def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> State[Any] | Report:
+    """The body of every flow: open the site, do the *work*, keep its report, and end Failed with one sentence where it is not well.
+
+    Errors that concern the whole call (config, usage) are a report too.
+    """
+    from prefect.context import FlowRunContext
+    from prefect.states import Cancelled, Failed
+
+    from flows.artifacts import keep_report, keep_state, tag_run
+    from steelyard.site import Site
+    from tasks.logs import logs_in_prefect
+    from tasks.progress import watched_in_prefect
+
+    context = FlowRunContext.get()
+    assert context is not None and context.flow is not None and context.flow_run is not None
+    site: Site | None = None
+    with logs_in_prefect(context.flow_run.id):
+        try:
+            with watched_in_prefect():
+                site = Site.open(options.config)
+                # Runs over all models are found by each model's tag too, as long as the tags fit on a screen.
+                every = () if options.tags or len(site.config.models) > MOST_TAGS else tuple(site.config.models)
+                tag_run(context, {"steelyard", verb, *options.tags, *every})
+                report = work(site)
+        except (KeyboardInterrupt, Stopped):
+            log.warning("stopped; the next run goes on from here")
+            return Cancelled(message="Stopped by hand; the next run goes on from here.")
+        except SteelyardError as error:
+            report = Report(verb)
+            report.errors.append(error)
+            report.close()
+        if (outcome := _outcome.get()) is not None:
+            outcome.report = report
+        log.log(logging.INFO if report.ok else logging.ERROR, "%s", summary(report))
+        if keep_report(context.flow.name, report) and site is not None:
+            keep_state(site)
+    return report if report.ok else Failed(message=sentence(report))
+
+
+def sentence(report: Report) -> str:
+    """Why the run failed, and what to do: the first error, or the first row that is not well."""
+    told = summary(report)
+    for error in report.errors:
+        return f"{told}: {error.message}" + (f" Next: {error.hint}" if error.hint else "")
+    for row in report.rows:
+        if row.exit_code:
+            where = " in ".join(part for part in (row.file or row.model, row.copy) if part)
+            why = f" ({row.facts['why']})" if row.facts.get("why") else ""
+            return f"{told}: {where} is {row.outcome}{why}."
+    return told

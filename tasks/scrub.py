@@ -1,0 +1,6 @@
+"""Tasks of scrub; it judges by the tasks of verify."""
+
+from steelyard.scrub import find_due
+from tasks.twins import twin
+
+twin(find_due, "find what is due", lambda site, models: f"find what is due · {len(models)} model{'s' if len(models) != 1 else ''}", "scrub")
