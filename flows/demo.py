@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from steelyard.disk import gb
 from steelyard.errors import BadAnswer, NotWhole, Refused, SteelyardError, Stopped, Unreachable
 from steelyard.report import Report, Row
-from steelyard.terminal import show_error, show_json
+from steelyard.terminal import set_up_logging, show_error, show_json
 from steelyard.verbs import Call
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
             stage = Stage(home, say)
             report = stage.report
             _environment(home, stack)
+            _quiet()
             _play(stage, stack, hold=arguments.hold)
             if arguments.keep:
                 say(
@@ -151,6 +153,13 @@ def _environment(home: Path, stack: ExitStack) -> None:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     }
+
+
+def _quiet() -> None:
+    """The verbs' log lines go to the Prefect UI only; here the demo speaks."""
+    set_up_logging()
+    for handler in logging.getLogger("steelyard").handlers:
+        handler.setLevel(logging.CRITICAL)
 
 
 # --- the stand-ins
@@ -334,7 +343,7 @@ def _acts(stage: Stage, first: str, newer: Path) -> None:
     ok = report.exit_code == 1 and _tree(stage.home / "drive") == before
     stage.prove("rot is not carried on", ok, report.seconds, "exit 1, the drive is as it was")
 
-    report = _flow(stage, "[7] repair: only the bad piece, from a copy whose piece verifies", "repair")
+    report = _flow(stage, "[7] repair: only the bad piece, from a copy whose piece verifies", "repair", dry_run=False)
     facts = report.rows[0].facts if report.rows else {}
     moved = int(facts.get("bytes_moved", 0))
     stage.prove(
