@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -47,6 +48,9 @@ def _inspect(source: ByteSource, allow: frozenset[str], open_beside: OpenBeside 
             _inspect_set(draft, reader, allow, open_beside)
     except NotWeights as error:
         draft.reasons.append(error.reason)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError, struct.error) as error:
+        # A net under every reader of a stranger's bytes. What falls into it is a fault of ours; the user gets "can't judge", not a traceback.
+        draft.reasons.append(Reason("not-understood", f"this file is beyond what was foreseen ({type(error).__name__}); please report it"))
     reasons = ranked(draft.reasons)
     return Inspection(
         verdict=worst_verdict(reasons), reasons=reasons, format=draft.format, name=source.name, size_bytes=reader.size_bytes,

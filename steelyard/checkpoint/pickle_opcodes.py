@@ -20,6 +20,7 @@ from steelyard.checkpoint.trust import normal_name
 MAX_OPEN_MARKS = 500
 MAX_LINE_BYTES = 4096
 MAX_GLOBALS = 2000
+MAX_COPIED = 1_000_000
 MAX_LONG_BYTES = 32
 MAX_TEXT_BYTES = 64 * 1024
 
@@ -49,8 +50,11 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.names: dict[tuple[str, str], Global] = {}
         self.named: dict[str, None] = {}
+        self.copied = 0
         self.unsafe_opcodes: set[str] = set()
+        self.calls_value = False
         self.found = PickleWalk()
 
     def run(self) -> None:
@@ -106,11 +110,18 @@ class Machine:
         return items
 
     def name(self, module: str, name: str) -> Global:
-        module, name = normal_name(module, name)
-        self.named[f"{module}.{name}"] = None
-        if len(self.named) > MAX_GLOBALS:
-            raise NotWeights("pickle-bomb", f"it names more than {MAX_GLOBALS} different globals")
-        return Global(module, name)
+        known = self.names.get((module, name))
+        if known is None:
+            known = self.names[module, name] = Global(*normal_name(module, name))
+            self.named[known.path] = None
+            if len(self.names) > MAX_GLOBALS:
+                raise NotWeights("pickle-bomb", f"it names more than {MAX_GLOBALS} different globals")
+        return known
+
+    def spend(self, count: int) -> None:
+        self.copied += count
+        if self.copied > MAX_COPIED:
+            raise NotWeights("pickle-bomb", "it copies its containers over and over")
 
 
 Handler = Callable[[Machine], None]
@@ -180,14 +191,23 @@ def _set_items(m: Machine, items: list[Any]) -> None:
     if len(items) % 2:
         raise ValueError
     pairs = list(zip(items[::2], items[1::2], strict=True))
+    if not all(isinstance(key, str) or _hashable(key) for key, _ in pairs):
+        raise TypeError
     if isinstance(target, PDict):
-        target.pairs.extend(pairs)
+        target.put(pairs)
     elif isinstance(target, Opaque):
         held = PDict()
-        held.pairs = pairs
+        held.put(pairs)
         target.args = (target.args, held)
     else:
         raise TypeError
+
+
+def _hashable(key: Any, depth: int = 0) -> bool:
+    """Whether a real dict would take *key*."""
+    if isinstance(key, tuple):
+        return depth < 8 and all(_hashable(part, depth + 1) for part in key[:64])
+    return not isinstance(key, list | PDict)
 
 
 def _setitem(m: Machine) -> None:
@@ -198,18 +218,21 @@ def _setitem(m: Machine) -> None:
 def _build(m: Machine) -> None:
     state = m.stack.pop()
     target = m.stack[-1]
-    if isinstance(target, Opaque | PDict):
+    if isinstance(target, Opaque) or (isinstance(target, PDict) and target.ordered and isinstance(state, PDict)):
         target.state = state
     elif isinstance(target, Global):
         raise NotWeights("calls-a-value", f"it would set attributes on {shown(target.path)} itself")
+    else:
+        # A tensor would get other bytes than those it was built from; the rest takes no state at all.
+        raise TypeError
 
 
 def _reduce(m: Machine) -> None:
     args = m.stack.pop()
     function = m.stack.pop()
     if not isinstance(function, Global):
-        m.found.reasons.append(Reason("calls-a-value", "it would call the result of another call"))
-    m.stack.append(rebuilt(function, args))
+        m.calls_value = True
+    m.stack.append(rebuilt(function, args, m.spend))
 
 
 def _newobj_ex(m: Machine) -> None:
@@ -221,12 +244,12 @@ def _newobj_ex(m: Machine) -> None:
 def _inst(m: Machine) -> None:
     function = m.name(m.line(), m.line())
     args = tuple(m.since_mark())
-    m.stack.append(rebuilt(function, args))
+    m.stack.append(rebuilt(function, args, m.spend))
 
 
 def _obj(m: Machine) -> None:
     items = m.since_mark()
-    m.stack.append(rebuilt(items[0], tuple(items[1:])))
+    m.stack.append(rebuilt(items[0], tuple(items[1:]), m.spend))
 
 
 def _global(m: Machine) -> None:

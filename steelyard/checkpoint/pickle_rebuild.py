@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from steelyard.checkpoint.dtypes import ITEM_BYTES, STORAGE_DTYPE
@@ -9,9 +10,27 @@ from steelyard.checkpoint.pickle_values import Global, Opaque, PDict, PStorage, 
 from steelyard.checkpoint.reasons import NotWeights, shown
 
 _MAX_DIMS = 64
+_ARGUMENTS: dict[str, tuple[int, int]] = {
+    "torch._utils._rebuild_tensor": (4, 4),
+    "torch._utils._rebuild_tensor_v2": (6, 7),
+    "torch._utils._rebuild_tensor_v3": (7, 8),
+    "torch._utils._rebuild_qtensor": (7, 7),
+    "torch._utils._rebuild_parameter": (3, 3),
+    "torch._utils._rebuild_parameter_with_state": (4, 4),
+    "torch._utils._rebuild_meta_tensor_no_storage": (4, 4),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": (4, 4),
+    "torch._tensor._rebuild_from_type_v2": (4, 4),
+    "torch.Size": (0, 1),
+    "collections.OrderedDict": (0, 1),
+}
+"""Least and most arguments each takes."""
 
 
-def rebuilt(function: Any, args: Any) -> Any:
+Spend = Callable[[int], None]
+"""Told before so many elements are copied; raises when the pickle has had its share."""
+
+
+def rebuilt(function: Any, args: Any, spend: Spend) -> Any:
     """The description of ``function(*args)``. Unknown functions give an Opaque that keeps its arguments.
 
     :raises NotWeights: "pickle-broken" when a tensor's arguments can't be what they must be.
@@ -21,21 +40,27 @@ def rebuilt(function: Any, args: Any) -> Any:
     path = function.path
     if not isinstance(args, tuple):
         return Opaque(path, args)
-    if path == "torch._tensor._rebuild_from_type_v2" and len(args) >= 3:
-        return rebuilt(args[0], args[2])
+    least, most = _ARGUMENTS.get(path, (0, 1 << 62))
+    if not least <= len(args) <= most:
+        raise NotWeights("pickle-broken", f"{path} with {len(args)} arguments")
+    if path == "torch._tensor._rebuild_from_type_v2":
+        if isinstance(args[0], Global) and args[0].path == path:
+            raise NotWeights("pickle-broken", f"{path} of itself")
+        return rebuilt(args[0], args[2], spend)
     if path in ("collections.OrderedDict", "collections.Counter", "builtins.dict"):
-        return _dict(args)
+        return _dict(args, spend)
     if path in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state", "torch.nn.parameter.Parameter") and args:
         return args[0] if isinstance(args[0], PTensor) else Opaque(path, args)
     if path == "torch._utils._rebuild_device_tensor_from_cpu_tensor" and args and isinstance(args[0], PTensor):
         return args[0]
     if path in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_qtensor"):
         return _tensor(path, args, None)
-    if path == "torch._utils._rebuild_tensor_v3" and len(args) > 6:
+    if path == "torch._utils._rebuild_tensor_v3":
         return _tensor(path, args, _dtype(args[6]))
-    if path == "torch._utils._rebuild_meta_tensor_no_storage" and len(args) >= 3:
+    if path == "torch._utils._rebuild_meta_tensor_no_storage":
         return PTensor(None, _dtype(args[0]), 0, _ints(args[1], path), _ints(args[2], path))
     if path == "torch.Size" and len(args) == 1 and isinstance(args[0], tuple | list):
+        spend(len(args[0]))
         return tuple(args[0])
     return Opaque(path, args)
 
@@ -64,23 +89,24 @@ def stored(pid: Any) -> PStorage:
     return PStorage(key, dtype, numel, location, untyped=kind.name == "UntypedStorage")
 
 
-def _dict(args: tuple[Any, ...]) -> PDict:
-    made = PDict()
+def _dict(args: tuple[Any, ...], spend: Spend) -> PDict:
+    made = PDict(ordered=True)
     if args and isinstance(args[0], list):
-        for pair in args[0]:
-            if isinstance(pair, tuple | list) and len(pair) == 2:
-                made.pairs.append((pair[0], pair[1]))
+        spend(len(args[0]))
+        made.put([(pair[0], pair[1]) for pair in args[0] if isinstance(pair, tuple | list) and len(pair) == 2])
     elif args and isinstance(args[0], PDict):
-        made.pairs.extend(args[0].pairs)
+        spend(len(args[0].pairs))
+        made.put(list(args[0].pairs))
     return made
 
 
 def _tensor(path: str, args: tuple[Any, ...], dtype: str | None) -> PTensor:
-    if len(args) < 4 or not isinstance(args[0], PStorage):
+    if not isinstance(args[0], PStorage):
         raise NotWeights("pickle-broken", f"{path} without a storage")
     storage, offset = args[0], args[1]
     shape, stride = _ints(args[2], path), _ints(args[3], path)
-    if type(offset) is not int or offset < 0 or len(shape) != len(stride):
+    grad = args[4:5] if path.endswith(("_v2", "_v3")) else ()
+    if type(offset) is not int or offset < 0 or len(shape) != len(stride) or not all(isinstance(flag, bool) for flag in grad):
         raise NotWeights("pickle-broken", f"{path} with an offset, shape or stride that can't be")
     return PTensor(storage, dtype or storage.dtype, offset, shape, stride)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -22,10 +23,17 @@ class Global:
 class PDict:
     """A dict as pairs: keys may be anything, and no hash of a stranger's key is ever taken (crafted integers collide)."""
 
-    __slots__ = ("pairs", "state")
+    __slots__ = ("ordered", "pairs", "state")
 
-    def __init__(self) -> None:
-        self.pairs: list[tuple[Any, Any]] = []
+    def __init__(self, *, ordered: bool = False) -> None:
+        self.ordered = ordered
+        self.pairs: Sequence[tuple[Any, Any]] = ()  # a stranger may ask for a million empty dicts: they have no list each
+
+    def put(self, pairs: list[tuple[Any, Any]]) -> None:
+        if isinstance(self.pairs, list):
+            self.pairs.extend(pairs)
+        else:
+            self.pairs = pairs
         self.state: Any = None
 
 

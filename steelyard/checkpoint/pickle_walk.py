@@ -12,7 +12,8 @@ __all__ = ["MAX_OPCODES", "MAX_PICKLE_BYTES", "PickleWalk", "Truncated", "walk"]
 
 MAX_PICKLE_BYTES = 32 * 1024 * 1024
 """A 5 GB checkpoint's pickle has about 0.2 MB; one with optimizer state and ten thousand tensors 3 MB."""
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 600_000
+"""Stable Diffusion takes 30,000; one with 20,000 tensors 500,000. Walking this many takes about a second."""
 
 
 def walk(
@@ -50,18 +51,27 @@ def walk(
 def _judge_globals(machine: Machine, allow: frozenset[str], torchscript: bool, where: str) -> None:
     found = machine.found
     unknown: list[str] = []
+    dangerous: list[str] = []
     for path in machine.named:
         trust = judge_global(path, allow, torchscript=torchscript)
         found.globals[path] = trust
         if trust == "dangerous":
-            found.reasons.append(Reason("dangerous-global", f"it would call {shown(path)}, which can run code", where))
+            dangerous.append(path)
         elif trust == "allowed":
             found.reasons.append(Reason("allowed-global", f"{shown(path)} is on this model's allowance", where))
         elif trust == "unknown":
             unknown.append(path)
+    if dangerous:
+        found.reasons.append(Reason("dangerous-global", f"it would call what can run code: {_listed(dangerous)}", where))
     if unknown:
-        names = ", ".join(shown(path) for path in unknown[:20]) + (f" and {len(unknown) - 20} more" if len(unknown) > 20 else "")
-        found.reasons.append(Reason("unknown-global", f"it needs names that no state dict needs: {names}", where))
+        found.reasons.append(Reason("unknown-global", f"it needs names that no state dict needs: {_listed(unknown)}", where))
+    if machine.calls_value:
+        found.reasons.append(Reason("calls-a-value", "it would call the result of another call", where))
     if machine.unsafe_opcodes:
         names = ", ".join(sorted(machine.unsafe_opcodes))
         found.reasons.append(Reason("pickle-opcode", f"torch's safe loader does not take the pickle opcodes {names}", where))
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(shown(name) for name in names[:20]) + more

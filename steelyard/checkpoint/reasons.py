@@ -83,6 +83,7 @@ ReasonCode = Literal[
     "external-data",
     "shards-unseen",
     "too-many-requests",
+    "not-understood",
     "torch-missing",
     "cuda-missing",
     "no-loader",

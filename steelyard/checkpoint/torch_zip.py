@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,7 +15,15 @@ from steelyard.checkpoint.reasons import NotWeights, Reason, ReasonCode, shown
 from steelyard.checkpoint.trust import TORCHSCRIPT_ALLOWANCE
 from steelyard.checkpoint.zip_container import DEFLATED, STORED, Container, Entry, check_local_header, read_container
 
-_PLAIN_RECORDS = frozenset({"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"})
+_RECORD_VALUES: dict[str, re.Pattern[str]] = {
+    "version": re.compile("[1-9]|10"),
+    "byteorder": re.compile("little|big"),
+    ".format_version": re.compile("[0-9]{1,3}"),
+    ".storage_alignment": re.compile("[1-9][0-9]{0,5}"),
+    ".data/serialization_id": re.compile("[0-9a-f]*"),
+}
+"""The small records of an archive and what they may say (caffe2/serialize/versions.h; torch/serialization.py, _load)."""
+_PLAIN_RECORDS = frozenset(_RECORD_VALUES)
 _SCRIPT_PARTS = ("code/", "extra/", "constants/", "tensors/", "debug/", "traced_inputs/")
 _SCRIPT_RECORDS = frozenset(
     {
@@ -177,19 +186,27 @@ def read_entry(reader: RangeReader, entry: Entry) -> bytes:
 
 
 def _small_records(reader: RangeReader, records: dict[str, Entry], container: Container) -> dict[str, Any]:
+    """The records of a few bytes: their checksums, and that they say what torch can read."""
     metadata: dict[str, Any] = {}
-    for name in ("version", "byteorder", ".format_version"):
+    findings = container.findings
+    for name in sorted(_PLAIN_RECORDS):
         entry = records.get(name)
-        if entry is None or entry.size_bytes > MAX_RECORD_BYTES or entry.method != STORED:
+        if entry is None or (not reader.is_local and reader.held(entry.data_offset, entry.packed_bytes) is None):
             continue
-        if not reader.is_local and reader.held(entry.data_offset, entry.size_bytes) is None:
+        if entry.size_bytes > MAX_RECORD_BYTES:
+            findings.add("foreign-entry", f"{shown(entry.name)} has {entry.size_bytes} bytes, which is no such record", shown(entry.name))
             continue
         try:
-            metadata[name.lstrip(".")] = shown(read_entry(reader, entry).decode("ascii", "replace").strip())
+            told = shown(read_entry(reader, entry).decode("ascii", "replace").strip())
         except NotWeights as error:
-            container.findings.add(error.reason.code, error.reason.message, error.reason.where)
+            findings.add(error.reason.code, error.reason.message, error.reason.where)
+            continue
+        metadata[name.removeprefix(".")] = told
+        if not _RECORD_VALUES[name].fullmatch(told):
+            findings.add("header-broken", f"{shown(entry.name)} says {told!r}, which torch can't read", shown(entry.name))
+    metadata.pop("data/serialization_id", None)
     if metadata.get("byteorder") == "big":
-        container.findings.add("big-endian", "written on a big-endian machine; it is byte-swapped on load and can't be mapped")
+        findings.add("big-endian", "written on a big-endian machine; it is byte-swapped on load and can't be mapped")
     return metadata
 
 

@@ -56,18 +56,18 @@ ALLOWED: frozenset[str] = frozenset(
 _DANGEROUS_MODULES: frozenset[str] = frozenset({
     "os", "posix", "nt", "ntpath", "posixpath", "sys", "subprocess", "_posixsubprocess", "socket", "_socket", "shutil", "runpy",
     "pty", "importlib", "_frozen_importlib", "_frozen_importlib_external", "imp", "ctypes", "_ctypes", "cffi", "webbrowser", "code",
-    "codeop", "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "types", "inspect", "operator", "_operator",
+    "codeop", "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "types", "operator", "_operator",
     "functools", "_functools", "itertools", "asyncio", "bdb", "pdb", "timeit", "trace", "profile", "cProfile", "doctest", "pip",
     "distutils", "setuptools", "pkgutil", "pydoc", "idlelib", "ensurepip", "venv", "multiprocessing", "concurrent", "threading",
     "_thread", "signal", "tempfile", "urllib", "http", "httplib", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "telnetlib",
-    "poplib", "imaplib", "nntplib", "xmlrpc", "ssl", "logging", "linecache", "zipimport", "zipapp", "site", "sqlite3", "atexit", "gc",
-    "platform", "commands", "popen2", "fileinput", "glob", "io", "_io", "mmap", "resource", "select", "selectors", "shelve", "dbm",
-    "antigravity", "this", "turtledemo", "lib2to3", "unittest", "test", "psutil", "paramiko", "fabric", "yaml", "jinja2", "numexpr",
-    "llvmlite", "numba", "cupy", "tensorflow", "IPython", "prefect", "steelyard", "torch.hub", "torch.jit", "torch.package",
-    "torch.utils", "torch.multiprocessing", "torch.distributed", "torch._dynamo", "torch._inductor", "torch.onnx", "torch.fx",
-    "torch.classes", "torch.ops", "torch.testing", "torch.serialization", "torch._C", "torch.compiler", "torch.storage",
-    "torch.export", "numpy.testing", "numpy.f2py", "numpy.distutils", "numpy.lib", "numpy.load", "numpy.fromfile", "pandas.io",
-    "pandas.core.computation",
+    "poplib", "imaplib", "nntplib", "xmlrpc", "ssl", "linecache", "zipimport", "zipapp", "site", "sqlite3", "atexit", "commands",
+    "popen2", "fileinput", "mmap", "shelve", "dbm", "antigravity", "turtledemo", "lib2to3", "psutil", "paramiko", "fabric", "yaml",
+    "jinja2", "numexpr", "llvmlite", "IPython", "torch.hub", "torch.jit", "torch.package", "torch.multiprocessing", "torch._dynamo",
+    "torch._inductor", "torch.fx", "torch.classes", "torch.ops", "torch.testing", "numpy.testing", "numpy.f2py", "numpy.distutils",
+    "pandas.io", "pandas.core.computation", "logging.config", "torch.utils.cpp_extension", "torch.utils.bottleneck",
+    "torch.utils.collect_env", "torch.utils.model_zoo", "torch.utils.model_dump", "torch.utils._pytree", "torch.distributed.rpc",
+    "torch.distributed.run", "torch.distributed.launch", "torch.storage._load_from_bytes", "torch.serialization.load",
+    "numpy.lib.npyio", "numpy.lib._datasource", "numpy.lib._npyio_impl", "test.support", "unittest.mock", "inspect.getattr_static",
 })  # fmt: skip
 
 _DANGEROUS_BUILTINS = (
@@ -78,23 +78,15 @@ _DANGEROUS_BUILTINS = (
 _DANGEROUS_NAMES: frozenset[str] = frozenset(
     {f"builtins.{name}" for name in _DANGEROUS_BUILTINS}
     | {"torch.load", "torch.save", "torch.from_file", "torch.compile", "numpy.load", "numpy.fromfile", "numpy.save", "numpy.memmap"}
+    | {"io.open", "io.open_code", "io.FileIO", "_io.open", "_io.open_code", "_io.FileIO"}
     | {"pathlib.Path.write_text", "pathlib.Path.unlink", "pandas.read_pickle", "copyreg.add_extension"}
 )
 
 _HARMLESS: frozenset[str] = frozenset(
     {
         "functools.partial",  # schedulers are saved with it; alone it runs nothing, what it would run is listed by its own name
-        "torch.utils.data.sampler.RandomSampler",
-        "torch._utils._rebuild_device_tensor_from_numpy",
-        "torch.storage._load_from_bytes_disabled",
-        "torch.jit._pickle.build_intlist",
-        "torch.jit._pickle.build_doublelist",
-        "torch.jit._pickle.build_boollist",
-        "torch.jit._pickle.build_tensorlist",
-        "torch.jit._pickle.build_tensor_from_id",
-        "torch.jit._pickle.restore_type_tag",
-        "argparse.Namespace",
         "types.SimpleNamespace",
+        "operator.itemgetter",
     }
 )
 
@@ -134,6 +126,4 @@ def is_dangerous(path: str) -> bool:
     parts = path.split(".")
     if any(part.startswith("__") and part.endswith("__") and part not in ("__main__", "__torch__") for part in parts):
         return True  # a dotted name may climb: "torch.nn.__builtins__…"
-    if path.startswith(("torch.distributed.", "torch.utils.data.")):
-        return False  # saved by trainers; refused as unknown all the same
-    return any(".".join(parts[:depth]) in _DANGEROUS_MODULES for depth in range(1, min(len(parts), 4)))
+    return any(".".join(parts[:depth]) in _DANGEROUS_MODULES for depth in range(1, min(len(parts), 4) + 1))

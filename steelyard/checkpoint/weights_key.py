@@ -16,7 +16,7 @@ from steelyard.checkpoint.dtypes import ITEM_BYTES
 from steelyard.checkpoint.pickle_values import Opaque, PDict, PTensor
 from steelyard.checkpoint.reasons import NotWeights
 
-MAX_NODES = 400_000
+MAX_NODES = 250_000
 MAX_DEPTH = 64
 
 Path = tuple[str, ...]
@@ -149,8 +149,7 @@ def _chosen(tree: _Tree) -> Path:
                 groups[where[depth]] = groups.get(where[depth], 0) + tensor_bytes(tensor)
         if not groups:
             return path
-        names = list(groups)
-        best = min(names, key=lambda name: (-groups[name], _rank(name), names.index(name)))
+        best = min(groups, key=lambda name: (-groups[name], _rank(name)))  # min takes the first of equals: the file's order
         if direct >= groups[best]:
             return path
         path = (*path, best)

@@ -24,9 +24,11 @@ MAX_UNPACKED_BYTES = 64 * 1024 * 1024
 STORED, DEFLATED = 0, 8
 _EOCD = struct.Struct("<4sHHHHIIH")
 _EOCD64 = struct.Struct("<4sQHHIIQQQQ")
+_LOCATOR = struct.Struct("<4sIQI")
 _CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _FULL = 0xFFFFFFFF
+_DOS_FOLDER = 0x10
 
 
 class Entry(NamedTuple):
@@ -63,7 +65,7 @@ def read_container(reader: RangeReader) -> Container:
         raise NotWeights("too-many-entries", f"a zip of {count} entries; more than {MAX_ENTRIES} are not looked into")
     raw = _central_entries(reader.keep(start, size), count, found.findings)
     raw.sort(key=lambda entry: entry.header_offset)
-    ends = [entry.header_offset for entry in raw[1:]] + [start]
+    ends = [*(entry.header_offset for entry in raw[1:]), start] if raw else []
     for entry, end in zip(raw, ends, strict=True):
         found.entries.append(_placed(reader, entry, end, found))
     _check_names(raw, found.findings)
@@ -88,14 +90,16 @@ def _find_directory(reader: RangeReader, findings: Findings) -> tuple[int, int, 
     if disk or first_disk or here != count:
         findings.add("header-mismatch", "the zip claims to span several disks")
     directory_end = tail_start + at
-    locator = reader.read(directory_end - 20, 20)
+    locator = reader.read(directory_end - _LOCATOR.size, _LOCATOR.size)
     if locator[:4] == b"PK\x06\x07":  # torch's writer always adds the zip64 records
-        (record,) = struct.unpack_from("<Q", locator, 8)
+        _, at_disk, record, disks = _LOCATOR.unpack(locator)
         data = reader.read(record, _EOCD64.size) if record < directory_end else b""
         if len(data) < _EOCD64.size or data[:4] != b"PK\x06\x06":
             raise NotWeights("header-broken", "the zip64 record is not where its locator says")
-        _, _, _, _, disk, first_disk, here, wide_count, wide_size, wide_start = _EOCD64.unpack(data)
-        if disk or first_disk or here != wide_count:
+        _, length, _, _, disk, first_disk, here, wide_count, wide_size, wide_start = _EOCD64.unpack(data)
+        if record + 12 + length != directory_end - _LOCATOR.size:
+            findings.add("hidden-bytes", "the zip64 record is not of the length it claims")
+        if at_disk or disks != 1 or disk or first_disk or here != wide_count:
             findings.add("header-mismatch", "the zip claims to span several disks")
         for narrow, wide, full in ((count, wide_count, 0xFFFF), (size, wide_size, _FULL), (start, wide_start, _FULL)):
             if narrow not in (wide, full):
@@ -132,6 +136,15 @@ def _central_entries(data: bytes, count: int, findings: Findings) -> list[Entry]
         if _FULL in (packed, size, offset):
             extra = data[at + _CENTRAL.size + name_len : at + _CENTRAL.size + name_len + extra_len]
             size, packed, offset = _wide(extra, size, packed, offset)
+        if fields[13]:
+            findings.add("header-mismatch", f"{shown(name)} claims to be on another disk", shown(name))
+        if size and (fields[15] & _DOS_FOLDER or name.endswith("/")):
+            # miniz takes it for a folder and reports success without reading: torch then works on memory that was never filled.
+            findings.add(
+                "header-mismatch",
+                f"{shown(name)} has bytes, yet is marked as a folder: torch would read other bytes than we do",
+                shown(name),
+            )
         if flags & 0x41:
             raise NotWeights("encrypted", f"{shown(name)} is encrypted")
         if method not in (STORED, DEFLATED):

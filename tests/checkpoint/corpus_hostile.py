@@ -167,6 +167,15 @@ def _(_: str) -> bytes:
     return zip_of(parts)
 
 
+@case("hostile: a pickle marked as a folder", "hostile", "header-mismatch")
+def _(_: str) -> bytes:
+    # torch's reader then hands its unpickler memory that was never filled; found by fuzzing against torch.
+    data = bytearray(small().build())
+    at = data.index(b"PK\x01\x02")
+    data[at + 38] = 0x10
+    return bytes(data)
+
+
 @case("hostile: two end records", "hostile", "header-mismatch")
 def _(_: str) -> bytes:
     # The zip64 record points to the same directory through another number: whoever reads only the short one sees another place.
@@ -259,6 +268,11 @@ def _laughs() -> bytes:
 
 
 case("hostile: a dict that holds a billion others", "hostile", "pickle-bomb")(lambda _: with_payload(_laughs()))
+case("hostile: a dict copied twenty thousand times", "hostile", "pickle-bomb")(
+    lambda _: with_payload(
+        name("collections.OrderedDict") + b"q\x00}(" + b"NN" * 200_000 + b"u\x85q\x01" + b"0" + b"h\x00h\x01R0" * 20_000 + b"0N"
+    )
+)
 case("hostile: a dict that holds itself", "hostile", "pickle-bomb")(
     lambda _: with_payload(b"}q\x01(" + unicode("a") + b"h\x01" + unicode("b") + b"h\x01u")
 )

@@ -79,3 +79,19 @@ def test_the_load_check_of_two_gigabytes_stays_below_four_hundred_mebibytes(tmp_
     assert len(report.zero_tensors) == len(sd21_tensors())
     assert {phase for phase, _, _ in seen} == {"import", "load", "scan"}
     assert time.perf_counter() - started < 60
+
+
+def test_a_remote_set_is_inspected_through_its_index(tmp_path: Path) -> None:
+    from .corpus_good import sharded
+
+    for name, data in sharded().items():
+        (tmp_path / name).write_bytes(data)
+    index = Remote(tmp_path / "model.safetensors.index.json")
+    found = inspect(index, open_beside=lambda name: Remote(tmp_path / name))
+    assert (found.verdict, len(found.tensors), {t.shard for t in found.tensors}) == (
+        "ok",
+        3,
+        set(sharded()) - {"model.safetensors.index.json"},
+    )
+    alone = inspect(index)
+    assert (alone.verdict, alone.codes) == ("unsupported", ("shards-unseen",))
