@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None) -> None:
             _play(stage, stack, hold=arguments.hold)
             if arguments.keep:
                 say(
-                    f"\nKept in {home}: models, hf (the hub cache), drive, s3, prefect. To see the runs again:\n  PREFECT_HOME={home}/prefect prefect server start"
+                    f"\nKept in {home}: models, hf (the hub cache), drive, prefect. To see the runs again:\n"
+                    f"  PREFECT_HOME={home}/prefect {Path(sys.executable).parent}/prefect server start"
                 )
             else:
                 say("\nNothing is left behind. steelyard demo --keep DIR keeps the files, --hold keeps the UI up until Ctrl-C.")
