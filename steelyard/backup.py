@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from blake3 import blake3
+
+from steelyard.abilities import refuse_what_does_not_fit
 from steelyard.batches import batches
 from steelyard.copies.base import Copy, Finding, Look, ProvenReader, Rotten
 from steelyard.copies.folder import FolderCopy
-from steelyard.disk import device_of
+from steelyard.copies.mount import MountReplica
 from steelyard.errors import Corrupt, Missing, MountAbsent, Range, SourceRotten, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.pieces import MIB, merge_ranges
+from steelyard.protection import check_copies, skipped, tell_of_the_shelf, warn_of_weakness
 from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.space import Need, check_room
@@ -23,16 +27,30 @@ log = logging.getLogger("steelyard")
 
 @dataclass(frozen=True)
 class Carried:
-    """What became of one file: *error* is set where it was refused."""
+    """What became of one file: *error* is set where it was refused; *how* where the replica had the bytes under another name."""
 
     path: str
     action: str
     bytes_written: int = 0
     error: SteelyardError | None = None
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a replica lacks of a model: *there* is its verdict on every file; *settled*, that nothing changed since all of it was proven."""
+
+    manifest: Manifest
+    there: dict[str, Finding]
+    settled: bool
+    todo: list[FileEntry] = field(default_factory=list)
 
 
 def backup(site: Site, models: Sequence[str] = (), *, to: str | None = None, run: Run = run_here) -> Report:
-    """Bring *models* (none: all) to the replica *to* (None: every replica; an absent drive is then skipped, with the age of its last good copy)."""
+    """Bring *models* (none: all) to the replica *to* (None: every replica; an absent drive is then skipped, with the age of its last good copy).
+
+    Refuses before it writes where the mount, the drive, the room or the file system is not what the plan needs.
+    """
     report = Report("backup")
     chosen = site.config.chosen(list(models))
     targets = [site.replica(to).name] if to else list(site.replicas)
@@ -40,35 +58,43 @@ def backup(site: Site, models: Sequence[str] = (), *, to: str | None = None, run
         log.warning("the config has no replicas: there is nowhere to back up to")
     proven: dict[tuple[str, str], Finding] = {}
     for name in targets:
-        replica = site.replicas[name]
         with report.collecting():
             try:
-                replica.ready(write=True)
+                _to_replica(site, chosen, name, report, proven, run)
             except MountAbsent as error:
                 if to:
                     raise
-                log.warning("%s is skipped: %s", name, error)
-                report.rows += [_skipped(site, model, name, error) for model in chosen]
-                continue
-            _warn_of_one_device(site, replica)
-            for model in chosen:
-                with report.collecting(), site.writing(name, [model], "backup"):
-                    _backup_model(site, model, replica, report, proven, run)
+                report.rows += skipped(site, chosen, name, error)
+    for model in chosen:
+        with report.collecting():
+            check_copies(site, model)
     return report.close()
 
 
-def _skipped(site: Site, model: str, name: str, error: SteelyardError) -> Row:
-    last = next((at for at, copy, outcome, _ in site.history.events("backup", model, 200) if copy == name and outcome == "ok"), None)
-    facts = {"action": "skipped", "why": error.message, "last_good_at": last, "bytes_written": 0}
-    return Row(model, "", name, "", facts, 0)
+def _to_replica(site: Site, chosen: Sequence[str], name: str, report: Report, proven: dict[tuple[str, str], Finding], run: Run) -> None:
+    """:raises MountAbsent: before anything was written, when the drive is not there or is another one."""
+    replica = site.replicas[name]
+    replica.ready(write=False)
+    plans: dict[str, Plan] = {}
+    for model in chosen:
+        with report.collecting():
+            plans[model] = _plan(site, model, replica, run)
+    if not plans:
+        return
+    replica.ready(write=True)
+    warn_of_weakness(site, replica)
+    for model, plan in plans.items():
+        with report.collecting():
+            if isinstance(replica, MountReplica) and plan.todo:
+                with replica.held() as root:
+                    refuse_what_does_not_fit(root, name, {entry.path: entry.size_bytes for entry in plan.todo})
+            with site.writing(name, [model], "backup"):
+                _carry_out(site, replica, plan, report, proven, run)
+    tell_of_the_shelf(site, chosen, replica)
 
 
-def _warn_of_one_device(site: Site, replica: Copy) -> None:
-    if isinstance(replica, FolderCopy) and device_of(replica.root) == device_of(site.store.root):
-        log.warning("%s lies on the same device as the store: it guards against mistakes, not against the death of the drive", replica.name)
-
-
-def _backup_model(site: Site, model: str, replica: Copy, report: Report, proven: dict[tuple[str, str], Finding], run: Run) -> None:
+def _plan(site: Site, model: str, replica: Copy, run: Run) -> Plan:
+    """Reads only. :raises Missing: when the store is not complete. :raises NoSpace:"""
     locked = site.locked_model(model)
     manifest = site.manifest(model, locked.commit) if locked else None
     if locked is None or manifest is None or not manifest.files:
@@ -76,41 +102,88 @@ def _backup_model(site: Site, model: str, replica: Copy, report: Report, proven:
     absent = [file.path for file in locked.files if manifest.get(file.path) is None]
     if absent:
         raise Missing(path=f"{model}: {absent[0]}", hint=f"the store is not complete; run: steelyard download {model}")
+    if isinstance(replica, FolderCopy) and _is_settled(site, replica, manifest, manifest.files):
+        return Plan(manifest, {}, True)
     there = run(look_at_replica, site, replica.name, manifest)
     todo = [entry for entry in manifest.files if there[entry.path].verdict == "missing"]
     if isinstance(replica, FolderCopy):
-        check_room([Need(replica.root, sum(entry.size_bytes for entry in todo))])
-    carried: list[Carried] = []
-    for entry in manifest.files:
-        if there[entry.path].verdict not in {"ok", "missing"}:
-            carried.append(Carried(entry.path, "refused", error=_bad_there(replica, manifest, entry, there[entry.path])))
+        check_room([Need(replica.root, replica.need_bytes(manifest, todo))])
+    return Plan(manifest, there, False, todo)
+
+
+def _is_settled(site: Site, copy: FolderCopy, manifest: Manifest, entries: Sequence[FileEntry]) -> bool:
+    """Whether sizes, times and inodes are as they were when all of it was last proven: one question to the history, a stat a file."""
+    kept = site.history.state(copy.name, manifest.model, manifest.commit)
+    return bool(kept) and kept == _word(copy.stats(manifest, entries))
+
+
+def _word(stats: Mapping[str, str]) -> str:
+    return blake3("\n".join(f"{path}\0{stat}" for path, stat in stats.items()).encode(errors="surrogatepass")).hexdigest() if stats else ""
+
+
+def _settle(site: Site, copy: FolderCopy, manifest: Manifest, entries: Sequence[FileEntry]) -> None:
+    """Remember what *entries* look like, if each still looks as it did when it was proven."""
+    now = copy.stats(manifest, entries)
+    proofs = site.history.latest_of(copy.name, manifest.model, manifest.commit) if now else {}
+    if now and all((proof := proofs.get(one.path)) and proof.finding.ok and proof.finding.stat == now[one.path] for one in entries):
+        site.history.keep_state(copy.name, manifest.model, manifest.commit, _word(now))
+
+
+def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: dict[tuple[str, str], Finding], run: Run) -> None:
+    manifest, model = plan.manifest, plan.manifest.model
+    carried = [
+        Carried(entry.path, "refused", error=_bad_there(replica, manifest, entry, found))
+        for entry in manifest.files
+        if (found := plan.there.get(entry.path)) and found.verdict not in {"ok", "missing"}
+    ]
+    todo = {entry.path for entry in plan.todo}
+    held = [entry for entry in manifest.files if plan.settled or plan.there[entry.path].verdict == "ok"]
     # Files that are not read for copying are read for their own sake: a backup never passes over a source that has rotted.
-    idle = [entry for entry in manifest.files if entry not in todo and (model, entry.path) not in proven]
+    idle = [entry for entry in manifest.files if entry.path not in todo and (model, entry.path) not in proven]
+    small = [entry for entry in manifest.files if entry.size_bytes < MIB]
+    store_settled = _is_settled(site, site.store, manifest, small)
+    if store_settled:
+        idle = [entry for entry in idle if entry.size_bytes >= MIB]
     for batch in batches(idle):
         proven |= {(model, path): finding for path, finding in run(prove_source, site, manifest, batch).items()}
-    for entry in manifest.files:
+    for entry in held:
         finding = proven.get((model, entry.path))
-        if entry in todo or there[entry.path].verdict != "ok":
-            continue
         if finding is None or finding.ok:
             carried.append(Carried(entry.path, "unchanged"))
         else:
-            carried.append(
-                Carried(entry.path, "refused", error=_rotten(site, manifest, entry, finding.bad_ranges, replica.name, finding.verdict))
-            )
-    for batch in batches(todo):
-        carried += run(copy_files, site, replica.name, manifest, batch)
-    whole = all(one.error is None for one in carried)
-    if whole:
-        run(seal_snapshot, site, replica.name, manifest)
-    site.history.event(
-        "backup", model, replica.name, "ok" if whole else "failed", commit=manifest.commit, bytes=sum(one.bytes_written for one in carried)
-    )
+            carried.append(Carried(entry.path, "refused", error=_rotten(site, manifest, entry, finding.bad_ranges, replica.name, finding)))
+    try:
+        for batch in batches(plan.todo):
+            carried += run(copy_files, site, replica.name, manifest, batch)
+        whole = all(one.error is None for one in carried)
+        if whole and not plan.settled:
+            run(seal_snapshot, site, replica.name, manifest)
+    except SteelyardError as error:
+        if error.exit_code == 130:
+            raise
+        # The drive went away, or is full: what is there stays and is counted, the rest is for the next run.
+        whole = False
+        done = {one.path for one in carried}
+        carried += [Carried(path, "refused") for path in sorted(todo - done)]
+        report.errors.append(error)
+    if whole and isinstance(replica, FolderCopy) and not plan.settled:
+        _settle(site, replica, manifest, manifest.files)
+    if whole and not store_settled:
+        _settle(site, site.store, manifest, small)
+    facts = {"commit": manifest.commit, "bytes": sum(one.bytes_written for one in carried)}
+    if isinstance(replica, MountReplica):
+        facts["drive"] = replica.drive.ident()
+    site.history.event("backup", model, replica.name, "ok" if whole else "failed", **facts)
+    _tell(report, replica, manifest, carried)
+
+
+def _tell(report: Report, replica: Copy, manifest: Manifest, carried: Sequence[Carried]) -> None:
     for one in sorted(carried, key=lambda one: one.path):
         facts = {"action": one.action, "bytes_written": one.bytes_written, "commit": manifest.commit, "sha256": manifest[one.path].sha256}
-        report.rows.append(
-            Row(model, one.path, replica.name, replica.where(manifest, one.path), facts, one.error.exit_code if one.error else 0)
-        )
+        if one.how:
+            facts["shared"] = one.how
+        code = one.error.exit_code if one.error else 0
+        report.rows.append(Row(manifest.model, one.path, replica.name, replica.where(manifest, one.path), facts, code))
         if one.error is not None:
             report.errors.append(one.error)
 
@@ -124,10 +197,13 @@ def _bad_there(replica: Copy, manifest: Manifest, entry: FileEntry, finding: Fin
     )
 
 
-def _rotten(site: Site, manifest: Manifest, entry: FileEntry, ranges: Sequence[Range], target: str, verdict: str) -> SteelyardError:
-    shown = ", ".join(f"bytes {start:,} to {end:,}" for start, end in list(ranges)[:3]) or verdict
+def _rotten(site: Site, manifest: Manifest, entry: FileEntry, ranges: Sequence[Range], target: str, found: Finding) -> SteelyardError:
     path = site.store.where(manifest, entry.path)
-    return SourceRotten(path=path, why=shown, target=target, ranges=tuple(ranges), hint=f"run: steelyard repair {manifest.model}")
+    hint = f"run: steelyard repair {manifest.model}"
+    if found.verdict == "missing":
+        return Missing(path=path, hint=f"nothing was carried to {target}; {hint}")
+    shown = ", ".join(f"bytes {start:,} to {end:,}" for start, end in list(ranges)[:3]) or found.why or found.verdict
+    return SourceRotten(path=path, why=shown, target=target, ranges=tuple(ranges), hint=hint)
 
 
 # --- steps
@@ -136,57 +212,76 @@ def _rotten(site: Site, manifest: Manifest, entry: FileEntry, ranges: Sequence[R
 def look_at_replica(site: Site, copy: str, manifest: Manifest) -> dict[str, Finding]:
     """What of *manifest* the replica has: by size and times where it was proven before and nothing changed since, else by its bytes."""
     replica = site.replicas[copy]
-    found = {}
-    for entry in manifest.files:
-        last = site.history.latest(copy, manifest.model, manifest.commit, entry.path)
-        finding = replica.judge(manifest, entry, Look("quick"), last.finding if last else None)
-        if finding.verdict in {"unverified", "corrupt", "unreadable"}:
-            finding = replica.judge(manifest, entry, Look(), last.finding if last else None)
-            site.history.record(copy, manifest.model, manifest.commit, entry.path, finding)
-        found[entry.path] = finding
+    known = site.history.latest_of(copy, manifest.model, manifest.commit)
+    found: dict[str, Finding] = {}
+    judged: dict[str, Finding] = {}
+    try:
+        for entry in manifest.files:
+            last = known[entry.path].finding if entry.path in known else None
+            finding = replica.judge(manifest, entry, Look("quick"), last)
+            if finding.verdict in {"unverified", "corrupt", "unreadable"}:
+                finding = judged[entry.path] = replica.judge(manifest, entry, Look(), last)
+            found[entry.path] = finding
+    finally:
+        site.history.record_all(copy, manifest.model, manifest.commit, judged)
     return found
 
 
 def prove_source(site: Site, manifest: Manifest, entries: Sequence[FileEntry]) -> dict[str, Finding]:
     """Judge files of the store. Those below 1 MiB whose state (ctime too) is as at their last proof are not read again."""
-    found = {}
-    for entry in entries:
-        last = site.history.latest("store", manifest.model, manifest.commit, entry.path)
-        quick = site.store.judge(manifest, entry, Look("quick"), last.finding if last else None) if entry.size_bytes < MIB else None
-        finding = quick if quick is not None and quick.ok else site.store.judge(manifest, entry, Look())
-        if finding is not quick:
-            site.history.record("store", manifest.model, manifest.commit, entry.path, finding)
-        found[entry.path] = finding
+    known = site.history.latest_of("store", manifest.model, manifest.commit)
+    found: dict[str, Finding] = {}
+    judged: dict[str, Finding] = {}
+    try:
+        for entry in entries:
+            last = known[entry.path].finding if entry.path in known else None
+            finding = site.store.judge(manifest, entry, Look("quick"), last) if entry.size_bytes < MIB else None
+            if finding is None or not finding.ok:
+                finding = judged[entry.path] = site.store.judge(manifest, entry, Look())
+            found[entry.path] = finding
+    finally:
+        site.history.record_all("store", manifest.model, manifest.commit, judged)
     return found
 
 
 def copy_files(site: Site, copy: str, manifest: Manifest, entries: Sequence[FileEntry]) -> list[Carried]:
-    """Carry files from the store to a replica, each piece proven as it is read and again after it is written."""
+    """Carry files from the store to a replica, each piece proven as it is read and again after it is written.
+
+    :raises MountAbsent, NoSpace, ReadOnly, Unreadable: when the replica fails; files carried before stay.
+    """
     replica = site.replicas[copy]
-    done = []
-    for entry in entries:
-        try:
-            reader = ProvenReader(entry, {"store": site.store.open(manifest, entry)})
-        except SteelyardError as error:
-            done.append(Carried(entry.path, "refused", error=_rotten(site, manifest, entry, (), copy, error.message)))
-            continue
-        try:
-            brought = replica.bring(manifest, entry, reader)
-        except Rotten as rotten:
-            finding = site.store.judge(manifest, entry, Look())
-            site.history.record("store", manifest.model, manifest.commit, entry.path, finding)
-            ranges = merge_ranges([*finding.bad_ranges, rotten.where])
-            done.append(Carried(entry.path, "refused", error=_rotten(site, manifest, entry, ranges, copy, finding.verdict)))
-            log.error("%s · %s is %s in the store; nothing was carried to %s", manifest.model, entry.path, finding.verdict, copy)
-            continue
-        finally:
-            reader.close()
-        finding = replica.judge(manifest, entry, Look("quick"), None)
-        proof = Finding("ok", proof="pieces, read back", bytes_read=entry.size_bytes, stat=finding.stat)
-        site.history.record(copy, manifest.model, manifest.commit, entry.path, proof)
-        log.info("%s · %s → %s: %s", manifest.model, entry.path, copy, brought.action)
-        done.append(Carried(entry.path, brought.action, brought.bytes_written))
+    done: list[Carried] = []
+    proofs: dict[str, Finding] = {}
+    try:
+        for entry in entries:
+            one = _copy_file(site, replica, manifest, entry)
+            done.append(one)
+            if one.error is None:
+                stat = replica.judge(manifest, entry, Look("quick"), None).stat
+                proofs[entry.path] = Finding("ok", proof="pieces, read back", bytes_read=entry.size_bytes, stat=stat)
+                log.info("%s · %s → %s: %s", manifest.model, entry.path, copy, one.how or one.action)
+    finally:
+        site.history.record_all(copy, manifest.model, manifest.commit, proofs)
     return done
+
+
+def _copy_file(site: Site, replica: Copy, manifest: Manifest, entry: FileEntry) -> Carried:
+    try:
+        reader = ProvenReader(entry, {"store": site.store.open(manifest, entry)})
+    except SteelyardError as error:
+        found = Finding("missing" if isinstance(error, Missing) else "unreadable", why=error.message)
+        return Carried(entry.path, "refused", error=_rotten(site, manifest, entry, (), replica.name, found))
+    try:
+        brought = replica.bring(manifest, entry, reader)
+    except Rotten as rotten:
+        finding = site.store.judge(manifest, entry, Look())
+        site.history.record("store", manifest.model, manifest.commit, entry.path, finding)
+        ranges = merge_ranges([*finding.bad_ranges, rotten.where])
+        log.error("%s · %s is %s in the store; nothing was carried to %s", manifest.model, entry.path, finding.verdict, replica.name)
+        return Carried(entry.path, "refused", error=_rotten(site, manifest, entry, ranges, replica.name, finding))
+    finally:
+        reader.close()
+    return Carried(entry.path, brought.action, brought.bytes_written, how=brought.how)
 
 
 def seal_snapshot(site: Site, copy: str, manifest: Manifest) -> None:

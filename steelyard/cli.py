@@ -202,6 +202,44 @@ def drill(*models: Models, from_: Annotated[str | None, Parameter(name="--from")
     return Call("drill", common.config, {"models": models, "source": from_, "device": device})
 
 
+@app.command
+def clean(*, apply: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON) -> Asked:
+    """What may go: superseded snapshots beyond what a replica keeps, orphaned partials, old quarantine, unfinished downloads.
+
+    Parameters
+    ----------
+    apply
+        Remove it; without this it is only named.
+    """
+
+    def make() -> Report:
+        from steelyard.clean import clean as look
+        from steelyard.site import Site
+
+        return look(Site.open(common.config), apply=apply)
+
+    return Direct("clean", make)
+
+
+@app.command
+def target(name: str, *, forget: str | None = None, common: Common = COMMON) -> Asked:
+    """Put the marker on a replica's drive or bucket and probe what it can do; from then on no other drive is taken for it.
+
+    Parameters
+    ----------
+    forget
+        The id of a drive (its first digits) that is no longer expected.
+    """
+
+    def make() -> Report:
+        from steelyard.site import Site
+        from steelyard.target import target as mark
+
+        return mark(Site.open(common.config), name, forget=forget)
+
+    return Direct("target", make)
+
+
 @app.command(name="check-updates")
 def check_updates(*models: Models, common: Common = COMMON) -> Asked:
     """What changed upstream and what it means; changes nothing that is held."""
@@ -368,7 +406,7 @@ def _failed(command: str, error: SteelyardError) -> Report:
 
 
 def _command(tokens: Sequence[str]) -> str:
-    known = {*VERBS, "init", "inspect", "status", "doctor", "up", "demo"}
+    known = {*VERBS, "init", "inspect", "status", "doctor", "up", "demo", "clean", "target"}
     return next((token for token in tokens if token in known), "")
 
 

@@ -71,6 +71,8 @@ class StoreConfig(_Part):
     """Free space that a download must leave; the plan's own need is added."""
     views: Views = "copy"
     """How the store and the hub cache share bytes."""
+    keep_quarantine: Duration = 30 * 86400.0
+    """How long bytes that were set aside stay before `clean` names them."""
 
     @property
     def hub_cache(self) -> Path:
@@ -123,6 +125,12 @@ class MountConfig(_Part):
     mount_point: AbsolutePath | Literal[False] | None = None
     """Must be a mount when we write; false for a plain folder."""
     keep_last: Annotated[int, Field(ge=1)] = 3
+    """Snapshots that stay; the newest verified one and the locked one stay in any case. See steelyard clean."""
+    keep_daily: Annotated[int, Field(ge=0)] = 0
+    keep_weekly: Annotated[int, Field(ge=0)] = 0
+    keep_monthly: Annotated[int, Field(ge=0)] = 0
+    max_age: Duration | None = None
+    """Longest time since the last good backup before an absent drive is called overdue."""
 
     @model_validator(mode="after")
     def _mounted_where(self) -> Self:
@@ -142,6 +150,12 @@ class S3Config(_Part):
     path_style: bool | None = None
     """Address the bucket in the path; by default where an endpoint_url is given."""
     keep_last: Annotated[int, Field(ge=1)] = 3
+    """Snapshots that stay; the newest verified one and the locked one stay in any case. See steelyard clean."""
+    keep_daily: Annotated[int, Field(ge=0)] = 0
+    keep_weekly: Annotated[int, Field(ge=0)] = 0
+    keep_monthly: Annotated[int, Field(ge=0)] = 0
+    max_age: Duration | None = None
+    """Longest time since the last good backup before an absent drive is called overdue."""
     connections: Annotated[int, Field(ge=1, le=64)] = 4
     part_size: Size = 16 * 1024**2
     storage_class: str | None = None

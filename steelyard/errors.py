@@ -15,6 +15,7 @@
     │   ├── WrongType                 a folder, device or link where a file should be
     │   ├── Unproven                  no recorded digest to judge by
     │   ├── BadRecord                 a manifest or lock that fails its own digest
+    │   ├── TooFewCopies              fewer whole copies on separate devices than min_copies asks for
     │   └── NotLoadable               the checkpoint is broken, untrusted, too big or unsupported
     ├── Refused                   3   refused before starting; nothing was changed
     │   ├── NoSpace                   too little room for the plan
@@ -170,6 +171,13 @@ class BadRecord(NotWhole):
 
     code = "bad-record"
     hint = "take it back from git or from a replica; what it describes was not touched"
+
+
+class TooFewCopies(NotWhole):
+    """{model}: {held} whole on separate devices{shared}, {wanted} are asked for (min_copies)."""
+
+    code = "too-few-copies"
+    hint = "bring the missing replica up to date with: steelyard backup {model}"
 
 
 class NotLoadable(NotWhole):

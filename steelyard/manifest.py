@@ -7,13 +7,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Self
 
 from steelyard.errors import BadRecord
 from steelyard.names import check_names
-from steelyard.pieces import Digests, piece_ranges
+from steelyard.pieces import PIECE_BYTES, Digests, piece_ranges, piece_size
 
 VERSION = 1
+MAX_PIECE_BYTES = 8 * PIECE_BYTES
+"""A piece is read into memory whole: a manifest from elsewhere must not name larger ones than we would make."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,14 @@ class Manifest:
     created_at: str = field(default_factory=lambda: utc_now())
 
     def __getitem__(self, path: str) -> FileEntry:
-        for entry in self.files:
-            if entry.path == path:
-                return entry
-        raise KeyError(path)
+        return self._by_path[path]
 
     def get(self, path: str) -> FileEntry | None:
-        return next((entry for entry in self.files if entry.path == path), None)
+        return self._by_path.get(path)
+
+    @cached_property
+    def _by_path(self) -> dict[str, FileEntry]:
+        return {entry.path: entry for entry in self.files}
 
     def with_file(self, entry: FileEntry) -> Manifest:
         """The same manifest with *entry* added or replaced; files stay sorted by path."""
@@ -112,8 +116,8 @@ class Manifest:
 
 def _entry(item: Mapping[str, Any]) -> FileEntry:
     size, piece_bytes = int(item["size_bytes"]), int(item["piece_bytes"])
-    if size < 0 or piece_bytes < 1:
-        raise ValueError("sizes must be positive")
+    if size < 0 or not 1 <= piece_bytes <= max(MAX_PIECE_BYTES, piece_size(size)):
+        raise ValueError("sizes must be positive, and a piece must fit into memory")
     return FileEntry(
         path=str(item["path"]),
         size_bytes=size,

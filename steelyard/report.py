@@ -102,6 +102,7 @@ _COLUMNS = {
     "verify": ("proof",),
     "drill": ("minutes", "bytes_written", "loaded"),
     "clean": ("bytes", "reason"),
+    "target": ("id",),
     "keep": ("verb",),
     "doctor": ("check", "fix"),
 }

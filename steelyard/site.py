@@ -30,6 +30,7 @@ class Site:
         self.config = config
         self.path = path
         self.lock_path = lock_path(path)
+        self._lock_read: tuple[tuple[int, int, int], Lock] | None = None
         self.store = Store(config)
         self.hub_cache = HubCache(config)
         self.hub = Hub(config.hub)
@@ -43,7 +44,15 @@ class Site:
     # --- what was agreed on
 
     def lock(self) -> Lock:
-        return read_lock(self.lock_path)
+        """The lock as it is on disk now; read again only where it was replaced."""
+        try:
+            seen = self.lock_path.stat()
+            key = (seen.st_ino, seen.st_mtime_ns, seen.st_size)
+        except OSError:
+            return read_lock(self.lock_path)
+        if self._lock_read is None or self._lock_read[0] != key:
+            self._lock_read = (key, read_lock(self.lock_path))
+        return self._lock_read[1]
 
     def locked_model(self, model: str) -> LockedModel | None:
         """What the lock holds of *model*. :raises LockMismatch: when the config has since been pointed at another repo."""

@@ -7,6 +7,7 @@ every block is read again and judged by its CRC first. Whatever it says, the who
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import struct
@@ -22,6 +23,7 @@ from steelyard.errors import Range, Stopped
 from steelyard.names import slug
 from steelyard.pieces import MIB, merge_ranges
 
+_SYNC_FILE_RANGE_WRITE = 2
 _RECORD = struct.Struct("<QIQI")
 BLOCK_BYTES = MIB
 
@@ -48,6 +50,14 @@ def partial_paths(folder: Path, name: str, identity: str) -> tuple[Path, Path]:
     """Where the partial of the content *identity* (a digest) lies, and its journal; *name* only makes it readable."""
     stem = f"{slug(Path(name).name)[:60]}-{identity[:20]}"
     return folder / f"{stem}.partial", folder / f"{stem}.journal"
+
+
+def reserved_bytes(folder: Path, name: str, identity: str) -> int:
+    """What a partial that a killed run left holds of the disk already: the plan that goes on with it needs that much less."""
+    try:
+        return partial_paths(folder, name, identity)[0].lstat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 class Partial:
@@ -211,6 +221,11 @@ class Partial:
 
     # --- the end
 
+    def start_writing(self, start: int, length: int) -> None:
+        """Ask the kernel to begin to write a range to the medium, so that fsync finds little left to do. Never waits for it, never fails."""
+        if (call := _sync_file_range()) is not None:
+            call(self._fd, start, length, _SYNC_FILE_RANGE_WRITE)
+
     def fsync(self) -> None:
         with errors_of(self.path):
             os.fsync(self._fd)
@@ -242,6 +257,20 @@ class Partial:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """sync_file_range(2), which Python has no name for; None where the C library has none."""
+    import ctypes
+
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    found: Callable[[int, int, int, int], int] = call
+    return found
 
 
 def _pack(block: Block) -> bytes:

@@ -6,7 +6,7 @@ import os
 import stat as stat_bits
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -20,7 +20,7 @@ from steelyard.manifest import FileEntry, Manifest
 from steelyard.pieces import digest_source
 from steelyard.quarantine import keep_ranges, set_aside
 from steelyard.source import LocalFile
-from steelyard.staging import Partial
+from steelyard.staging import Partial, reserved_bytes
 from steelyard.watch import current_watch
 
 __all__ = ["FolderCopy", "below", "stat_of"]
@@ -82,6 +82,32 @@ class FolderCopy(ABC):
         if not real.is_relative_to(self.root.resolve()):
             raise UnsafeName(name=entry.path, root=str(self.root), why=f"a link leads to {real}")
         return path
+
+    def stats(self, manifest: Manifest, entries: Sequence[FileEntry]) -> dict[str, str]:
+        """stat_of each of *entries* by path; empty when one is not there as a regular file of its size. Cheap: one system call a file."""
+        found: dict[str, str] = {}
+        opened: dict[str, int] = {}
+        try:
+            for entry in entries:
+                folder, _, name = entry.path.rpartition("/")
+                if folder not in opened:
+                    parent = self.path_of(manifest, entry.path).parent
+                    opened[folder] = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                seen = os.stat(name, dir_fd=opened[folder], follow_symlinks=False)
+                if not stat_bits.S_ISREG(seen.st_mode) or seen.st_size != entry.size_bytes:
+                    return {}
+                found[entry.path] = stat_of(seen)
+        except (OSError, UnsafeName):
+            return {}
+        finally:
+            for fd in opened.values():
+                os.close(fd)
+        return found
+
+    def need_bytes(self, manifest: Manifest, entries: Sequence[FileEntry]) -> int:
+        """The room that bringing *entries* takes, less what a killed run has reserved already."""
+        staging = self.ours / "staging"
+        return sum(max(0, entry.size_bytes - reserved_bytes(staging, entry.path, entry.sha256)) for entry in entries)
 
     # --- bring
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +15,14 @@ from steelyard.abilities import reflink
 from steelyard.config import MountConfig
 from steelyard.copies.base import CopyKind, Look
 from steelyard.copies.drive import Drive
-from steelyard.copies.folder import FolderCopy, below
+from steelyard.copies.folder import FolderCopy, below, stat_of
 from steelyard.copies.marker import Shelf
 from steelyard.disk import errors_of, make_folder, probe_write, publish, write_atomically
 from steelyard.errors import BadRecord, Refused
 from steelyard.hub import is_commit
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import OURS, confine
-from steelyard.records import MANIFEST, is_record, records
+from steelyard.records import MANIFEST, is_record, record_names, records
 from steelyard.store import files_not_in
 
 
@@ -63,6 +63,9 @@ class MountReplica(FolderCopy):
 
     def folder_of(self, model: str, commit: str) -> Path:
         return confine(confine(self.root, model), commit)
+
+    def where(self, manifest: Manifest, path: str) -> str:
+        return f"{self.root}/{manifest.model}/{manifest.commit}/{path}"
 
     def path_of(self, manifest: Manifest, path: str) -> Path:
         return confine(self.folder_of(manifest.model, manifest.commit), path)
@@ -132,7 +135,20 @@ class MountReplica(FolderCopy):
         # Two hosts proved the same bytes at different times: the record that is there stands.
         return held if held.files == manifest.files else manifest
 
+    def stats(self, manifest: Manifest, entries: Sequence[FileEntry]) -> dict[str, str]:
+        """As in FolderCopy, the snapshot's records included: one that lost them is not as it was."""
+        found = super().stats(manifest, entries)
+        folder = self.folder_of(manifest.model, manifest.commit)
+        try:
+            return found | {f"/{name}": stat_of((folder / name).lstat()) for name in record_names(manifest).values()} if found else {}
+        except OSError:
+            return {}
+
     # --- what older snapshots have already
+
+    def need_bytes(self, manifest: Manifest, entries: Sequence[FileEntry]) -> int:
+        """As in FolderCopy; what an older snapshot shares takes no room."""
+        return super().need_bytes(manifest, [entry for entry in entries if not self._same_content(manifest, entry)])
 
     def _share(self, manifest: Manifest, entry: FileEntry, final: Path, root: Path) -> str:
         """Link (or clone) a file of another snapshot with the same content, once it has been read back from the medium and found whole."""
