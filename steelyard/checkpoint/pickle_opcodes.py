@@ -71,6 +71,8 @@ class Machine:
                 self.found.end = self.position
                 self.found.opcodes = count
                 self.found.complete = True
+                if self.stack or self.marks:
+                    raise NotWeights("pickle-broken", "it leaves values behind that belong to nothing")
                 return
             handler = handlers[code]
             if handler is None:

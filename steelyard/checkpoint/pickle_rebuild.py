@@ -35,11 +35,11 @@ def rebuilt(function: Any, args: Any, spend: Spend) -> Any:
 
     :raises NotWeights: "pickle-broken" when a tensor's arguments can't be what they must be.
     """
+    if not isinstance(args, tuple):
+        raise NotWeights("pickle-broken", "a call whose arguments are no tuple")
     if not isinstance(function, Global):
         return Opaque("a value", args)
     path = function.path
-    if not isinstance(args, tuple):
-        return Opaque(path, args)
     least, most = _ARGUMENTS.get(path, (0, 1 << 62))
     if not least <= len(args) <= most:
         raise NotWeights("pickle-broken", f"{path} with {len(args)} arguments")
@@ -106,6 +106,9 @@ def _tensor(path: str, args: tuple[Any, ...], dtype: str | None) -> PTensor:
     storage, offset = args[0], args[1]
     shape, stride = _ints(args[2], path), _ints(args[3], path)
     grad = args[4:5] if path.endswith(("_v2", "_v3")) else ()
+    metadata = args[6] if path.endswith("_v2") and len(args) > 6 else args[7] if path.endswith("_v3") and len(args) > 7 else None
+    if not (metadata is None or isinstance(metadata, PDict)):
+        raise NotWeights("pickle-broken", f"{path} with metadata that is no dict")
     if type(offset) is not int or offset < 0 or len(shape) != len(stride) or not all(isinstance(flag, bool) for flag in grad):
         raise NotWeights("pickle-broken", f"{path} with an offset, shape or stride that can't be")
     return PTensor(storage, dtype or storage.dtype, offset, shape, stride)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 from steelyard.checkpoint.pickle_opcodes import Machine, PickleWalk, Truncated
 from steelyard.checkpoint.reasons import NotWeights, Reason, shown
-from steelyard.checkpoint.trust import judge_global
+from steelyard.checkpoint.trust import is_dangerous, judge_global, normal_name
 
 __all__ = ["MAX_OPCODES", "MAX_PICKLE_BYTES", "PickleWalk", "Truncated", "walk"]
 
@@ -14,6 +15,8 @@ MAX_PICKLE_BYTES = 32 * 1024 * 1024
 """A 5 GB checkpoint's pickle has about 0.2 MB; one with optimizer state and ten thousand tensors 3 MB."""
 MAX_OPCODES = 600_000
 """Stable Diffusion takes 30,000; one with 20,000 tensors 500,000. Walking this many takes about a second."""
+
+_NAME = re.compile(rb"[ci]([A-Za-z_][A-Za-z0-9_.]{0,200})\n([A-Za-z_][A-Za-z0-9_.]{0,200})\n")
 
 
 def walk(
@@ -24,8 +27,11 @@ def walk(
     torchscript: bool = False,
     max_opcodes: int = MAX_OPCODES,
     where: str = "",
+    beyond: bool = True,
 ) -> PickleWalk:
-    """Walk the pickle that begins at *start* of *data*; never raises for what the bytes contain, except:
+    """Walk the pickle that begins at *start* of *data*; never raises for what the bytes contain, except for their end.
+
+    With *beyond*, names are looked for behind a place that makes no sense, too: right for what is known to be a pickle, not for a text.
 
     :raises Truncated: when *data* ends before STOP, so that a caller with more of the file can try again.
     """
@@ -34,6 +40,8 @@ def walk(
         machine.run()
     except NotWeights as error:
         machine.found.reasons.append(error.reason)
+        if beyond:
+            _names_beyond(machine)
     except Truncated:
         _judge_globals(machine, allow, torchscript, where)
         if any(reason.code == "dangerous-global" for reason in machine.found.reasons):
@@ -44,8 +52,18 @@ def walk(
         machine.found.reasons.append(
             Reason("pickle-broken", f"the pickle makes no sense at byte {machine.position} ({type(error).__name__})", where)
         )
+        if beyond:
+            _names_beyond(machine)
     _judge_globals(machine, allow, torchscript, where)
     return machine.found
+
+
+def _names_beyond(machine: Machine) -> None:
+    """Where the walk gives up, a real unpickler might not have: look for further names that could run code, so that the file is called by its name."""
+    for found in _NAME.finditer(machine.data, machine.position, machine.position + MAX_PICKLE_BYTES):
+        module, name = normal_name(found[1].decode(), found[2].decode())
+        if is_dangerous(f"{module}.{name}"):
+            machine.named[f"{module}.{name}"] = None
 
 
 def _judge_globals(machine: Machine, allow: frozenset[str], torchscript: bool, where: str) -> None:

@@ -98,7 +98,7 @@ def _is_text_pickle(head: bytes) -> bool:
     if head[:1] not in _TEXT_OPCODES:
         return False
     try:
-        walked = walk(head[:65536], max_opcodes=20_000)
+        walked = walk(head[:65536], max_opcodes=20_000, beyond=False)
     except Truncated:
         return False
     return (walked.complete and bool(walked.globals)) or "dangerous" in walked.globals.values()

@@ -66,7 +66,7 @@ def read_torch_zip(reader: RangeReader, allow: frozenset[str]) -> TorchZip:
     storages = _storages(reader, records, findings_of=container, script=script)
     for name, entry in records.items():
         if not _belongs(name, script):
-            code: ReasonCode = "foreign-pickle" if name.endswith((".pkl", ".pickle")) else "foreign-entry"
+            code: ReasonCode = "foreign-pickle" if name.lower().endswith((".pkl", ".pickle")) else "foreign-entry"
             findings.add(code, f"{shown(entry.name)} does not belong in a checkpoint", shown(entry.name))
     metadata = _small_records(reader, records, container)
     found = TorchZip("torchscript" if script else "torch-zip", PickleWalk(), storages, [], metadata)
@@ -92,10 +92,10 @@ def read_torch_zip(reader: RangeReader, allow: frozenset[str]) -> TorchZip:
 
 
 def _records(container: Container) -> tuple[str, dict[str, Entry]]:
-    """The entries by name below the archive's folder, which is that of the directory's first entry (caffe2/serialize, reader init)."""
+    """The entries by name below the archive's folder."""
     if not container.entries:
         raise NotWeights("plain-zip", "an empty zip")
-    root = container.entries[0].name.partition("/")[0]
+    root = container.root
     records: dict[str, Entry] = {}
     others: Counter[str] = Counter()
     for entry in container.entries:
@@ -104,7 +104,7 @@ def _records(container: Container) -> tuple[str, dict[str, Entry]]:
             records.setdefault(name, entry)
         else:
             others[folder] += 1
-            if entry.name.endswith("data.pkl"):
+            if entry.name.lower().endswith("data.pkl"):
                 container.findings.add(
                     "second-directory",
                     f"a second pickle, {shown(entry.name)}, beside {shown(root)}/data.pkl: readers would differ",

@@ -48,6 +48,9 @@ class Entry(NamedTuple):
 @dataclass(slots=True)
 class Container:
     entries: list[Entry] = field(default_factory=list)
+    """By place in the file."""
+    root: str = ""
+    """The folder of the directory's first entry: torch's reader takes it for the archive's (caffe2/serialize, PyTorchStreamReader::init)."""
     findings: Findings = field(default_factory=Findings)
     local_headers_read: int = 0
 
@@ -64,6 +67,7 @@ def read_container(reader: RangeReader) -> Container:
     if count > MAX_ENTRIES or size > MAX_DIRECTORY_BYTES:
         raise NotWeights("too-many-entries", f"a zip of {count} entries; more than {MAX_ENTRIES} are not looked into")
     raw = _central_entries(reader.keep(start, size), count, found.findings)
+    found.root = raw[0].name.partition("/")[0] if raw else ""
     raw.sort(key=lambda entry: entry.header_offset)
     ends = [*(entry.header_offset for entry in raw[1:]), start] if raw else []
     for entry, end in zip(raw, ends, strict=True):
@@ -224,10 +228,11 @@ def _check_names(entries: list[Entry], findings: Findings) -> None:
     seen: set[str] = set()
     for entry in entries:
         name = entry.name
-        if name in seen:
-            code: ReasonCode = "duplicate-data-pkl" if name.endswith("data.pkl") else "duplicate-entry"
+        folded = name.lower()  # some readers, and some disks, do not tell DATA.PKL from data.pkl
+        if folded in seen:
+            code: ReasonCode = "duplicate-data-pkl" if folded.endswith("data.pkl") else "duplicate-entry"
             findings.add(code, f"{shown(name)} is in the zip twice: torch reads one, other tools the other", shown(name))
-        seen.add(name)
+        seen.add(folded)
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or name.startswith(("/", "\\")) or "\\" in name or "\0" in name or (len(name) > 1 and name[1] == ":"):
             findings.add("escaping-name", f"the entry name {shown(name)!r} would leave its folder", shown(name))

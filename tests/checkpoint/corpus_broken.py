@@ -20,6 +20,7 @@ def _plain(name: str, code: str, data: bytes | Callable[[], bytes], **where: str
 _plain("empty", "empty", b"")
 _plain("placeholder text", "placeholder-text", b"# Placeholder: the download of sd-v2.1-base-4view.pt failed\n")
 _plain("a word", "placeholder-text", b"Entry not found")
+_plain("a list of words", "placeholder-text", b"cats\nios\nandroid\nios\nsystem\n")
 _plain("json error", "placeholder-text", b'{"error": "Repository not found"}')
 _plain("html", "html-page", b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>")
 _plain("html after blank lines", "html-page", b"\n\n  <HTML lang=en>" + b" " * 9000)
@@ -141,6 +142,13 @@ def _() -> bytes:
 def _() -> bytes:
     parts = small().parts()
     parts[0].data = pickled(name("torch._utils._rebuild_tensor_v2") + b"(K\x01K\x02K\x03K\x04tR")
+    return zip_of(parts)
+
+
+@_torch("values left behind", "pickle-broken")
+def _() -> bytes:
+    parts = small().parts()
+    parts[0].data = pickled(small().body + small().body)
     return zip_of(parts)
 
 

@@ -65,6 +65,9 @@ _code(
 )
 
 
+_code("after a step that makes no sense", lambda c: integer(1) + integer(2) + b"a0" + call("os.system", unicode(c)))
+
+
 class _Evil:
     def __init__(self, command: str) -> None:
         self.command = command
@@ -124,6 +127,11 @@ def _(command: str) -> bytes:
 @case("hostile: two data.pkl, the first clean", "hostile", "duplicate-data-pkl")
 def _(command: str) -> bytes:
     return zip_of([*small().parts(), Part("archive/data.pkl", _evil_pickle(command))])
+
+
+@case("hostile: DATA.PKL beside data.pkl", "hostile", "duplicate-data-pkl")
+def _(command: str) -> bytes:
+    return zip_of([Part("archive/DATA.PKL", _evil_pickle(command)), *small().parts()])
 
 
 @case("hostile: two storages of one name", "hostile", "duplicate-entry")
