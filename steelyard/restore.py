@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from steelyard.batches import batches
 from steelyard.copies.base import Copy, CopyKind, Finding, Look, ProvenReader, Rotten
 from steelyard.copies.folder import FolderCopy, stat_of
 from steelyard.copies.hub import HubFile
-from steelyard.disk import make_folder, probe_write
-from steelyard.errors import BadRecord, Corrupt, Missing, Refused, SteelyardError, UsageError
-from steelyard.hub import is_commit
+from steelyard.disk import existing_parent, make_folder, probe_write
+from steelyard.errors import Corrupt, Refused, SteelyardError, UsageError
 from steelyard.line import Line
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import OURS, confine
+from steelyard.pieces import digest_source
 from steelyard.report import Report, Row
 from steelyard.site import Site
+from steelyard.snapshots import choose_commit, known_manifest
 from steelyard.source import ByteSource
 from steelyard.space import Need, check_room
 from steelyard.steps import Run, run_here
+from steelyard.watch import current_watch
+
+__all__ = ["Folder", "bring_files", "candidates", "known_manifest", "restore"]
 
 log = logging.getLogger("steelyard")
 
@@ -76,9 +81,9 @@ def restore(
     locked = site.locked_model(model)
     if source is not None:
         site.replica(source).ready(write=False)
-    target: FolderCopy = Folder(Path(into).expanduser().absolute()) if into else site.store
+    target: FolderCopy = _folder(site, into) if into else site.store
     copies = _sources(site, source)
-    commit = _choose_commit(model, revision, locked, copies)
+    commit = choose_commit(model, revision, locked, copies)
     target.ready(write=True)
     with report.collecting(), site.writing("store", [model], "restore"):
         manifest, trusted = known_manifest(site, model, commit, locked, copies)
@@ -92,6 +97,15 @@ def restore(
             target.seal(manifest)
         site.history.event("restore", model, source or "any", "ok" if report.ok else "failed", commit=commit, into=str(target.root))
     return report.close()
+
+
+def _folder(site: Site, into: Path) -> Folder:
+    """:raises UsageError: where that is inside a replica: what is restored is no part of one."""
+    folder = Folder(Path(into).expanduser().absolute())
+    for name, replica in site.replicas.items():
+        if isinstance(replica, FolderCopy) and existing_parent(folder.root).resolve().is_relative_to(replica.root.resolve()):
+            raise UsageError(why=f"{into} lies inside the replica {name}", hint="restore into a folder elsewhere")
+    return folder
 
 
 def _sources(site: Site, source: str | None) -> dict[str, Copy]:
@@ -109,66 +123,6 @@ def _sources(site: Site, source: str | None) -> dict[str, Copy]:
     return found
 
 
-def _choose_commit(model: str, revision: str | None, locked: LockedModel | None, copies: dict[str, Copy]) -> str:
-    """The full commit meant by *revision*, a prefix of 6 digits or more being enough; without one the locked or the newest snapshot."""
-    held = [commit for copy in copies.values() for commit in copy.commits(model)]
-    if revision is None:
-        if locked is not None:
-            return locked.commit
-        if held:
-            return held[-1]
-        raise Missing(path=model, hint=f"no copy that can be read now has it; run: steelyard download {model}")
-    wanted = revision.lower()
-    if locked is not None and revision in {locked.commit, locked.revision}:
-        return locked.commit
-    found = sorted({commit for commit in [*held, *([locked.commit] if locked else [])] if len(wanted) >= 6 and commit.startswith(wanted)})
-    if len(found) > 1:
-        raise UsageError(why=f"{revision} fits several snapshots: {', '.join(one[:12] for one in found)}", hint="give more digits")
-    if found:
-        return found[0]
-    shown = ", ".join(sorted({one[:12] for one in held})) or "none"
-    what = revision if not is_commit(wanted) else wanted[:12]
-    raise Missing(path=f"{model} at {what}", hint=f"snapshots that can be read now: {shown}")
-
-
-def known_manifest(site: Site, model: str, commit: str, locked: LockedModel | None, copies: dict[str, Copy]) -> tuple[Manifest, bool]:
-    """The manifest to work by, and whether its pieces are our own record (False: a replica's, to be proven by SHA-256).
-
-    Never one that contradicts the lock. :raises Missing: when none is to be had.
-    """
-    own = site.manifest(model, commit)
-    agreed = {file.path: file for file in locked.files} if locked is not None and locked.commit == commit else None
-    if own.files and (agreed is None or len(own.files) == len(agreed)):
-        return own, True
-    problem: SteelyardError | None = None
-    for name, copy in copies.items():
-        try:
-            found = copy.manifest(model, commit)
-        except BadRecord as error:
-            problem = error
-            continue
-        if found is None:
-            continue
-        if agreed is not None and not all(_agrees(found.get(path), file) for path, file in agreed.items()):
-            log.warning("the manifest in %s contradicts the lock and is not used", name)
-            problem = BadRecord(path=f"{name}: {model}/{commit[:12]}", why="it contradicts the lock")
-            continue
-        return found, False
-    if problem is not None:
-        raise problem
-    if own.files:
-        return own, True
-    raise Missing(path=f"{model} at {commit[:12]}", hint=f"no copy that can be read now has it; run: steelyard download {model}")
-
-
-def _agrees(entry: FileEntry | None, file: LockedFile) -> bool:
-    return (
-        entry is not None
-        and entry.size_bytes == file.size_bytes
-        and (entry.sha256 == file.sha256 if file.sha256 else entry.etag == file.git_sha1)
-    )
-
-
 def _bring_back(
     site: Site,
     manifest: Manifest,
@@ -183,7 +137,7 @@ def _bring_back(
 ) -> None:
     todo: list[FileEntry] = []
     for entry in manifest.files:
-        finding = target.judge(manifest, entry, Look())
+        finding = _judge_target(target, manifest, entry, trusted)
         if finding.ok:
             report.rows.append(_row(target, manifest, entry, "unchanged", 0, []))
         elif finding.verdict == "missing" or force or (target is site.store and trusted):
@@ -193,7 +147,7 @@ def _bring_back(
             why = f"{target.where(manifest, entry.path)} is there and is not the file to be restored"
             report.rows.append(_row(target, manifest, entry, "refused", 0, [], 3))
             report.errors.append(Refused(why=why, hint=hint))
-    check_room([Need(target.root, sum(entry.size_bytes for entry in todo))])
+    check_room([Need(target.root, target.need_bytes(manifest, todo))])
     for batch in batches(todo):
         with report.collecting():
             for entry, action, written, used in run(bring_files, site, manifest, trusted, batch, target, list(copies), source):
@@ -249,6 +203,26 @@ def _lines(site: Site, locked: LockedModel) -> Callable[[], list[Line]]:
     return lambda: site.lines(locked)
 
 
+def _on_separate_disks(site: Site, names: Sequence[str], sources: Mapping[str, ByteSource]) -> tuple[str, ...]:
+    """Copies that can be read at once without being in each other's way."""
+    found: dict[str, str] = {}
+    for name in names:
+        if name in sources:
+            with contextlib.suppress(SteelyardError):
+                found.setdefault(site.copies[name].failure_domain(), name)
+    return tuple(found.values())
+
+
+def _judge_target(target: FolderCopy, manifest: Manifest, entry: FileEntry, trusted: bool) -> Finding:
+    """What stands where a file will be restored. Pieces on a replica's word alone prove nothing: the whole SHA-256 is taken then."""
+    finding = target.judge(manifest, entry, Look())
+    if finding.ok and not trusted:
+        with target.open(manifest, entry) as source:
+            if digest_source(source, stop=current_watch().stop).sha256 != entry.sha256:
+                return Finding("corrupt", ((0, entry.size_bytes),), "sha256", "it is not the SHA-256 that was agreed on")
+    return finding
+
+
 def bring_files(
     site: Site,
     manifest: Manifest,
@@ -268,7 +242,7 @@ def bring_files(
         if target is site.store:
             # The old file's good pieces are the nearest of all.
             sources = candidates(site, manifest, entry, ["store"], hub=False) | sources
-        reader = ProvenReader(entry, sources, pieces_are_trusted=trusted)
+        reader = ProvenReader(entry, sources, pieces_are_trusted=trusted, together=_on_separate_disks(site, names, sources))
         try:
             brought = target.bring(manifest, entry, reader)
         except Rotten as rotten:

@@ -73,7 +73,11 @@ class ProvenReader:
     candidates: Mapping[str, ByteSource]
     pieces_are_trusted: bool = True
     """False where the piece digests come from a replica's manifest: whoever writes then proves the whole SHA-256 before publishing."""
+    together: Sequence[str] = ()
+    """Candidates on separate devices: each thread begins with another of them, so that all are read at once and the faster one gives more."""
     used_bytes: dict[str, int] = field(default_factory=dict)
+    _turns: dict[int, int] = field(default_factory=dict, repr=False)
+    _failed: set[str] = field(default_factory=set, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def read_piece(self, index: int, buffer: memoryview) -> memoryview:
@@ -86,7 +90,8 @@ class ProvenReader:
         end = min(start + self.entry.piece_bytes, self.entry.size_bytes)
         view = buffer[: end - start]
         errors: list[SteelyardError] = []
-        for name, source in self.candidates.items():
+        for name in self._order():
+            source = self.candidates[name]
             try:
                 if self._read(source, start, view) == self.entry.pieces[index]:
                     with self._lock:
@@ -96,7 +101,19 @@ class ProvenReader:
                 if error.exit_code == 130:
                     raise
                 errors.append(error)
+                self._failed.add(name)
         raise Rotten((start, end), list(self.candidates), errors)
+
+    def _order(self) -> list[str]:
+        """Nearest first; those to be read together begin with another one in each thread; one that gave an error comes last from then on."""
+        names = list(self.candidates)
+        among = [name for name in names if name in self.together and name not in self._failed]
+        if len(among) > 1:
+            with self._lock:
+                turn = self._turns.setdefault(threading.get_ident(), len(self._turns)) % len(among)
+            turned = iter(among[turn:] + among[:turn])
+            names = [next(turned) if name in among else name for name in names]
+        return sorted(names, key=lambda name: name in self._failed) if self._failed else names
 
     @staticmethod
     def _read(source: ByteSource, start: int, view: memoryview) -> str:
