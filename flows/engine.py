@@ -5,13 +5,10 @@ By hand, `run_as_flow` is the engine that the command line is given: the same ve
 
 from __future__ import annotations
 
-import base64
 import importlib
 import logging
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -39,12 +36,13 @@ FLOWS = {
     "repair": "flows.repair:repair_models",
     "scrub": "flows.scrub:scrub_models",
     "drill": "flows.drill:drill_restore",
+    "update": "flows.update:update_model",
+    "rollback": "flows.update:rollback_model",
     "check-updates": "flows.check_updates:check_updates",
     "keep": "flows.keep_models:keep_models",
 }
 """Verb -> its flow. Named, not imported: Prefect takes seconds to load."""
 
-HEALTH_TIMEOUT_S = 3.0
 MOST_TAGS = 12
 
 
@@ -64,7 +62,7 @@ def run_as_flow(call: Call) -> Report:
         return run_locally(call)
     api_url = orchestrator.api_url()
     if api_url:
-        if not answers(api_url):
+        if not orchestrator.answers(api_url):
             log.warning("the Prefect API at %s does not answer: running without it, nothing will show there", api_url)
             return run_locally(call)
         os.environ["PREFECT_API_URL"] = api_url
@@ -105,22 +103,6 @@ def flow_of(call: Call) -> tuple[Callable[..., State[Any]], Options]:
     return cast("Callable[..., State[Any]]", flow), kind.of(call.config, call.params)
 
 
-def answers(api_url: str) -> bool:
-    """Whether a Prefect API answers there, asked without loading Prefect."""
-    request = urllib.request.Request(f"{api_url.rstrip('/')}/health")  # noqa: S310 (the user's own setting)
-    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
-        request.add_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
-    elif key := os.environ.get("PREFECT_API_KEY"):
-        request.add_header("Authorization", f"Bearer {key}")
-    try:
-        with urllib.request.urlopen(request, timeout=HEALTH_TIMEOUT_S) as answer:  # noqa: S310
-            return int(answer.status) < 500
-    except urllib.error.HTTPError as error:
-        return error.code < 500
-    except (OSError, ValueError):
-        return False
-
-
 def by_hand(verb: str) -> None:
     """The command line of one verb, as a flow run: `python -m flows.download mvdream --json`."""
     from steelyard.cli import main
@@ -139,7 +121,7 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
     from prefect.context import FlowRunContext
     from prefect.states import Cancelled, Failed
 
-    from flows.artifacts import keep_report, keep_state, tag_run
+    from flows.artifacts import keep_report, keep_state, tag_run, tell
     from steelyard.site import Site
     from tasks.logs import logs_in_prefect
     from tasks.progress import watched_in_prefect
@@ -165,6 +147,7 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
         if (outcome := _outcome.get()) is not None:
             outcome.report = report
         log.log(logging.INFO if report.ok else logging.ERROR, "%s", summary(report))
+        tell(report)
         if keep_report(context.flow.name, report) and site is not None:
             keep_state(site)
     return report if report.ok else Failed(message=sentence(report))

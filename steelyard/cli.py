@@ -246,6 +246,24 @@ def check_updates(*models: Models, common: Common = COMMON) -> Asked:
     return Call("check-updates", common.config, {"models": models})
 
 
+@app.command
+def update(model: str, *, to: str | None = None, common: Common = COMMON) -> Asked:
+    """Take the new version: fetched beside the old one, proven, loaded, then switched to; the old one is kept.
+
+    Parameters
+    ----------
+    to
+        A branch, tag or commit; else the config's revision.
+    """
+    return Call("update", common.config, {"model": model, "to": to})
+
+
+@app.command
+def rollback(model: str, *, common: Common = COMMON) -> Asked:
+    """Go back to the revision that was current before; no network, seconds."""
+    return Call("rollback", common.config, {"model": model})
+
+
 @app.command(name="inspect")
 def inspect_command(*sources: Annotated[str, Parameter(required=True)], common: Common = COMMON) -> Asked:
     """A weights file by path or hf://repo_id[@revision]/path, without loading it; two sources: their difference."""

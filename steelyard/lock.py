@@ -93,13 +93,14 @@ def read_lock(path: Path) -> Lock:
         record = json.loads(data)
         if record["steelyard_lock"] != VERSION:
             raise BadRecord(path=str(path), why=f"its version is {record['steelyard_lock']!r}, we read {VERSION}")
-        models = {name: _locked(name, item, path) for name, item in record["models"].items()}
+        models = {name: locked_from_record(item, path, name) for name, item in record["models"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadRecord(path=str(path), why="it is not a lock file", hint="take it back from git, or from a replica's manifest") from error
     return Lock(models)
 
 
-def _locked(name: str, item: Mapping[str, Any], where: Path) -> LockedModel:
+def locked_from_record(item: Mapping[str, Any], where: Path, name: str = "the model") -> LockedModel:
+    """One entry of a lock. :raises BadRecord: when it fails its own digest. :raises ValueError, KeyError: when it is none."""
     if item.get("digest") != record_digest(item):
         hint = f"take {where.name} back from git; to agree on another version run: steelyard update {name}"
         raise BadRecord(path=str(where), why=f"the entry of {name} was changed or damaged", hint=hint)

@@ -14,7 +14,7 @@ from steelyard.report import Report, Row
 from steelyard.restore import candidates, known_manifest
 from steelyard.site import Site
 from steelyard.steps import Run, run_here
-from steelyard.verify import judge_by_lock, judge_files
+from steelyard.verify import finish_switch, judge_by_lock, judge_files
 
 log = logging.getLogger("steelyard")
 
@@ -36,6 +36,8 @@ def repair(site: Site, models: Sequence[str] = (), *, copy: str = "store", dry_r
                 log.warning("%s is skipped: %s", name, error)
                 continue
             for model in chosen:
+                with report.collecting():
+                    finish_switch(site, model)
                 with report.collecting(), site.writing(name, [model], "repair"):
                     _repair_model(site, model, name, dry_run, report, run)
     return report.close()

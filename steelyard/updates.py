@@ -14,6 +14,7 @@ from steelyard.hub import Listing
 from steelyard.line import Line
 from steelyard.loading import WEIGHTS
 from steelyard.lock import LockedFile, LockedModel
+from steelyard.notes import Commit, write_note
 from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.steps import Run, run_here
@@ -64,22 +65,49 @@ def check_model(site: Site, model: str, locked: LockedModel) -> Row:
     facts["removed_files"] = [path for path in changed if path not in upstream]
     facts["scan"] = listing.scan
     facts["cost_bytes"] = sum(upstream[path].size_bytes for path in changed if path in upstream)
-    if listing.commit == locked.commit or not changed:
-        verdict = "unchanged"
-        if listing.scan != locked.scan and listing.scan == "unsafe":
-            verdict = "scan-flagged"
-        elif listing.commit != locked.commit:
+    verdict, commits = "unchanged", list[Commit]()
+    if listing.commit != locked.commit:
+        between = _commits_since(site, locked, listing.commit)
+        commits = between or []
+        facts["commits"] = [{"commit": one, "title": title, "authors": authors, "date": date} for one, title, authors, date in commits]
+        if changed:
+            verdict = "update-available"
+            facts |= _compare(site, locked, listing, changed, held, upstream)
+            facts["why"] = _words(changed, facts["removed_files"])
+        else:
             facts["why"] = f"{listing.commit[:8]} is new, but does not touch our files"
-    else:
-        verdict = "update-available"
-        facts |= _compare(site, locked, listing, changed, held, upstream)
-        parts = [f"{len(changed)} of our files changed: {', '.join(changed[:3])}"]
-        if facts["removed_files"]:
-            parts.append(f"removed upstream: {', '.join(facts['removed_files'][:3])}")
-        facts["why"] = "; ".join(parts)
+        if between is None:
+            verdict = "history-rewritten"
+            facts["why"] = f"{locked.commit[:8]}, which is held, is no longer in the history of {locked.revision}; {facts['why']}"
+    if listing.scan == "unsafe" and locked.scan != "unsafe":
+        verdict = "scan-flagged"
+        facts["why"] = f"the Hub's scan calls it unsafe now; {facts.get('why', 'our files are unchanged')}"
+    if changed:
+        facts["note"] = str(write_note(site, model, locked, facts, upstream, commits))
     site.history.event("check-updates", model, "hub", verdict, upstream=listing.commit)
     log.info("%s: %s", model, verdict)
-    return Row(model, copy="hub", facts={**facts, "verdict": verdict}, exit_code=1 if verdict == "scan-flagged" else 0)
+    return Row(
+        model, copy="hub", facts={**facts, "verdict": verdict}, exit_code=1 if verdict in {"scan-flagged", "history-rewritten"} else 0
+    )
+
+
+def _words(changed: Sequence[str], removed: Sequence[str]) -> str:
+    told = f"{len(changed)} of our files changed: {', '.join(changed[:3])}{' …' if len(changed) > 3 else ''}"
+    return f"{told}; removed upstream: {', '.join(removed[:3])}" if removed else told
+
+
+def _commits_since(site: Site, locked: LockedModel, upstream: str) -> list[Commit] | None:
+    """Commits after the held one, newest first; None when the held one is no longer in the history. Unknown (the Hub won't say) is an empty list."""
+    found: list[Commit] = []
+    try:
+        for one in site.hub.ask(locked.repo_id, lambda: site.hub.api.list_repo_commits(locked.repo_id, revision=upstream)):
+            if one.commit_id == locked.commit:
+                return found
+            found.append((one.commit_id, one.title, ", ".join(one.authors), one.created_at.isoformat()))
+    except SteelyardError as error:
+        log.warning("%s: the commits in between can't be listed: %s", locked.repo_id, error)
+        return []
+    return None
 
 
 def _wanted(path: str, patterns: Sequence[str] | None, locked: LockedModel) -> bool:

@@ -19,6 +19,8 @@ VERBS = {
     "repair": "steelyard.repair:repair",
     "scrub": "steelyard.scrub:scrub",
     "drill": "steelyard.drill:drill",
+    "update": "steelyard.update:update",
+    "rollback": "steelyard.update:rollback",
     "check-updates": "steelyard.updates:check_updates",
 }
 """Verbs that are also flows. Named, not imported: --help must not pay for what it does not run."""

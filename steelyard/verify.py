@@ -69,6 +69,7 @@ def judge_model(site: Site, model: str, copy: str, look: Look, run: Run) -> list
 
 def _judge_store(site: Site, model: str, locked: LockedModel, look: Look, run: Run) -> list[Row]:
     rows: list[Row] = []
+    finish_switch(site, model)
     try:
         site.store.manifest(model, locked.commit)
     except BadRecord as error:
@@ -85,6 +86,15 @@ def _judge_store(site: Site, model: str, locked: LockedModel, look: Look, run: R
         why = "it is not what the manifests say; nothing reads it as truth, and download writes it anew"
         rows.append(Row(model, "model_info.json", "store", str(info), {"verdict": "stale", "why": why}, 1))
     return rows
+
+
+def finish_switch(site: Site, model: str) -> None:
+    """An update that was killed at the moment of its switch is taken back or finished first: what is current is then one whole revision."""
+    if (site.store.ours / "switch" / f"{model}.json").exists():
+        from steelyard.switch import recover
+
+        with site.writing("store", [model], "verify"):
+            recover(site, model)
 
 
 def _judge_replica(site: Site, model: str, locked: LockedModel, copy: Copy, look: Look, run: Run) -> list[Row]:
