@@ -83,7 +83,8 @@ HISTORIES: dict[str, tuple[Callable[[LoopbackHub, Path], object], str, int]] = {
     "history rewritten": (lambda hub, new: hub.force_push(REPO, {FILE: new}), "history-rewritten", 1),
     "rewritten with the same file": (lambda hub, new: hub.force_push(REPO, {FILE: OLD[0]}), "history-rewritten", 1),
     "repo renamed": (lambda hub, new: hub.rename_repo(REPO, "MVDream/MVDream2"), "unchanged", 0),
-    "repo deleted": (lambda hub, new: hub.delete_repo(REPO), "gone", 4),
+    # Without a token the Hub answers 401 for what is gone as for what is private: it tells strangers neither.
+    "repo deleted, no token": (lambda hub, new: hub.delete_repo(REPO), "access-denied", 4),
     "gated": (lambda hub, new: gate(hub), "access-denied", 4),
     "private": (lambda hub, new: privatise(hub), "access-denied", 4),
     "scan flags it": (lambda hub, new: flag(hub), "scan-flagged", 1),
@@ -109,6 +110,15 @@ def test_each_upstream_history_has_its_outcome_and_touches_nothing(held: World, 
     if verdict == "update-available":
         assert done.rows[0]["changed_files"] == [FILE]
         assert Path(done.rows[0]["note"]).read_text().startswith("# mvdream")
+
+
+def test_a_deleted_repo_is_gone_to_whom_the_hub_knows(held: World) -> None:
+    held.hub.add_token("hf_known", "kim")
+    held.environment["HF_TOKEN"] = "hf_known"
+    held.hub.delete_repo(REPO)
+    done = held.run("check-updates")
+    assert (done.code, done.rows[0]["verdict"]) == (4, "gone")
+    assert "hf_known" not in done.stdout + done.stderr
 
 
 def test_a_moved_tag_is_followed_and_a_fixed_commit_is_only_watched(held: World, newer: Path) -> None:
