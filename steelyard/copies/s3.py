@@ -143,6 +143,7 @@ class S3Replica:
             says = by_head(entry, over, self.memory.of(manifest, entry))
             if says.right or (says.right is None and by_ranges(self.bucket, over, entry, self.settings.connections).ok):
                 self._keep(manifest, entry, Sent(over, 0, False, says.proof))
+                self.uploads.clear(key)
                 return Brought("unchanged", 0)
             set_aside(self.bucket, self.layout, over, f"replaced by {entry.sha256}")
         sent = self._send(manifest, entry, reader, key, over)

@@ -23,6 +23,18 @@ PATIENCE_S = 150.0
 """How long one call waits out bad weather since its last progress [s]."""
 CONNECT_S = 10.0
 
+ANSWERS = {
+    "create_multipart_upload": "UploadId",
+    "upload_part": "ETag",
+    "upload_part_copy": "CopyPartResult",
+    "copy_object": "CopyObjectResult",
+    "complete_multipart_upload": "ETag",
+    "list_objects_v2": "IsTruncated",
+    "list_parts": "IsTruncated",
+    "list_multipart_uploads": "IsTruncated",
+}
+"""What is in every whole answer. botocore takes a body that was cut off for an empty one: a listing would then show an empty bucket."""
+
 
 class Bucket:
     """The bucket of one replica. Safe from any thread; connects at the first call.
@@ -59,17 +71,24 @@ class Bucket:
     ) -> dict[str, Any]:
         """One call of the S3 API on this bucket; weather is waited out, a body damaged on the way is sent again.
 
+        "tried_again" in the answer tells that the store may have done it twice.
+
         :raises Told: for the kinds of answer in *expect*. :raises OtherSide, Refused: for all others. :raises Stopped:
         """
         watch = watch or current_watch()
         patience = Patience(self.patience_s if patience_s is None else patience_s)
+        tries = 0
         while True:
             watch.check()
             with self._lock:
                 self.requests[operation] += 1
             try:
                 with self.errors(expect):
+                    tries += 1
                     answer: dict[str, Any] = getattr(self.client(), operation)(Bucket=self.name, **parameters)
+                    if ANSWERS.get(operation, "ResponseMetadata") not in answer:
+                        raise Unreachable(who=self.who, why="the answer ended early")
+                    answer["tried_again"] = tries > 1 or bool(answer.get("ResponseMetadata", {}).get("RetryAttempts"))
                     return answer
             except Told as told:
                 # A checksum that does not fit was damaged between us and the store: the same bytes are sent again.
@@ -101,7 +120,7 @@ class Bucket:
         settings = self.settings
         session = boto3.session.Session()
         path_style = settings.path_style if settings.path_style is not None else settings.endpoint_url is not None
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
             # A region must be named to sign; stores of one's own take any, and this is what they call it.
@@ -124,6 +143,20 @@ class Bucket:
                 user_agent_extra=f"steelyard/{__version__}",
             ),
         )
+        _plain_bodies(client)
+        return client
+
+
+def _plain_bodies(client: S3Client) -> None:
+    """Send bodies as they are. botocore makes files of them, read 16 KiB at a time, and asks with "Expect: 100-continue" whether they are welcome.
+
+    That is a round trip for each part, and a whole second where a store or a proxy does not answer it.
+    """
+    from botocore import handlers
+
+    client.meta.events.unregister("before-call.s3", handlers.add_expect_header)
+    for operation in ("UploadPart", "PutObject"):
+        client.meta.events.unregister(f"before-parameter-build.s3.{operation}", handlers.convert_body_to_file_like_object)
 
 
 def without_secrets(url: str) -> str:

@@ -101,7 +101,7 @@ class S3Source:
                     if not got:
                         raise Unreachable(who=self.bucket.who, why="the answer ended early")
                     at += got
-                    patience.progress()
+                    patience.progress(got)
         except Unreachable:
             if at == done:
                 raise

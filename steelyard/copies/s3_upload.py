@@ -117,7 +117,7 @@ class Sender:
             if other is not best:
                 self.uploads.abort(other)
         if best is not None:
-            self.uploads.publish(best)
+            self.uploads.adopt(best)
             return best, True
         settings = self.settings_for(entry)
         if self.abilities.checksums:

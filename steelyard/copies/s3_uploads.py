@@ -62,10 +62,23 @@ class Uploads:
         answer = self.bucket.call("create_multipart_upload", Key=key, **settings)
         upload = OpenUpload(key, str(answer["UploadId"]), sha256, part_bytes, begun_at=intent["at"])
         self._append(key, {"upload_id": upload.upload_id})
-        self.publish(upload)
+        if answer["tried_again"]:
+            # The answer to an earlier try may have been lost after the store had made an upload.
+            for other in self._made_by(intent | {"known": [*known, upload.upload_id]}, self._listed(key)):
+                self.abort(other)
+        self._publish(upload)
         return upload
 
-    def publish(self, upload: OpenUpload) -> None:
+    def adopt(self, upload: OpenUpload) -> None:
+        """Go on with an upload that open_for() found: see that both records name it."""
+        local = self._read(upload.key)
+        if local is None or local[1] is None or local[1].upload_id != upload.upload_id:
+            intent = {"key": upload.key, "sha256": upload.sha256, "part_bytes": upload.part_bytes, "at": upload.begun_at, "known": []}
+            lines = [json.dumps({"intent": intent}), json.dumps({"upload_id": upload.upload_id})]
+            write_atomically(self._file(upload.key), ("\n".join(lines) + "\n").encode())
+        self._publish(upload)
+
+    def _publish(self, upload: OpenUpload) -> None:
         """Write its record into the bucket, unless it is there."""
         if not upload.in_bucket:
             record = {name: getattr(upload, name) for name in ("key", "upload_id", "sha256", "part_bytes", "begun_at")}
@@ -92,6 +105,13 @@ class Uploads:
         local = self._read(upload.key)
         if local is None or local[1] is None or local[1].upload_id == upload.upload_id:
             self._file(upload.key).unlink(missing_ok=True)
+
+    def clear(self, key: str) -> None:
+        """The object is there: what this machine still has open or recorded for it is of no use. Asks nothing where nothing is recorded."""
+        if self._file(key).exists():
+            for upload in self.open_for(key)[0]:
+                self.abort(upload)
+            self._file(key).unlink(missing_ok=True)
 
     def abort(self, upload: OpenUpload) -> None:
         """End it and free its parts. :raises OtherSide:"""

@@ -24,6 +24,7 @@ from urllib.parse import unquote
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection:[ \t]*close", re.IGNORECASE)
+_EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
 _BLOCK = 1 << 18
 
 
@@ -84,6 +85,7 @@ class Seen:
     method: str
     key: str
     query: str
+    headers: str = field(default="", repr=False)
     fault: str = ""
     status: int = 0
     bytes_up: int = 0
@@ -96,13 +98,19 @@ class _Rule:
     method: str
     key: str
     query: str
+    header: str
     skip: int
     times: float
     until: float = float("inf")
     hits: int = field(default=0)
 
     def fits(self, seen: Seen) -> bool:
-        return (not self.method or self.method == seen.method) and self.key in seen.key and self.query in seen.query
+        return (
+            (not self.method or self.method == seen.method)
+            and self.key in seen.key
+            and self.query in seen.query
+            and self.header in seen.headers
+        )
 
 
 class Hangup(Exception):
@@ -133,15 +141,20 @@ class S3Proxy:
 
     # --- asking for faults
 
-    def fault(self, fault: Fault, *, method: str = "", key: str = "", query: str = "", skip: int = 0, times: float = 1) -> None:
-        """Do *fault* to the next *times* requests with this method, and with *key* and *query* in theirs, after *skip* such requests went well."""
+    def fault(
+        self, fault: Fault, *, method: str = "", key: str = "", query: str = "", header: str = "", skip: int = 0, times: float = 1
+    ) -> None:
+        """Do *fault* to the next *times* requests with this method, and with *key*, *query* and *header* (lower case) in theirs.
+
+        The first *skip* such requests go well.
+        """
         with self._lock:
-            self._rules.append(_Rule(fault, method, key, query, skip, times))
+            self._rules.append(_Rule(fault, method, key, query, header, skip, times))
 
     @contextlib.contextmanager
     def weather(self, fault: Fault, seconds: float) -> Iterator[None]:
         """Do *fault* to every request for *seconds* from now."""
-        rule = _Rule(fault, "", "", "", 0, float("inf"), time.monotonic() + seconds)
+        rule = _Rule(fault, "", "", "", "", 0, float("inf"), time.monotonic() + seconds)
         with self._lock:
             self._rules.append(rule)
         try:
@@ -157,7 +170,7 @@ class S3Proxy:
             self.requests.clear()
 
     def count(self, method: str = "", key: str = "", query: str = "") -> int:
-        rule = _Rule(reset(), method, key, query, 0, 0)
+        rule = _Rule(reset(), method, key, query, "", 0, 0)
         with self._lock:
             return sum(rule.fits(seen) for seen in self.requests)
 
@@ -224,7 +237,7 @@ class S3Proxy:
             return False
         method, _, rest = head.partition(b" ")
         path, _, query = rest.partition(b" ")[0].decode("latin-1").partition("?")
-        seen = Seen(method.decode(), unquote(path), query)
+        seen = Seen(method.decode(), unquote(path), query, head.decode("latin-1").lower())
         fault = self._choose(seen)
         kind = fault.kind if fault else ""
         at = fault.at if fault else 0
@@ -238,6 +251,12 @@ class S3Proxy:
             client.send(b"HTTP/1.1 %d Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % fault.status)
             return False
         server.send(head)
+        if _EXPECT.search(head):
+            early = server.head()
+            if not early.startswith(b"HTTP/1.1 100"):
+                server.unread(early)
+                return self._answer(client, server, seen, fault, bodyless=False) and False
+            client.send(early)
         for block in client.body(length):
             if kind == "flip-up" and seen.bytes_up <= at < seen.bytes_up + len(block):
                 block = _flipped(block, at - seen.bytes_up)
@@ -320,6 +339,9 @@ class _Stream:
                 return b""
         head, _, self._rest = self._rest.partition(b"\r\n\r\n")
         return head + b"\r\n\r\n"
+
+    def unread(self, data: bytes) -> None:
+        self._rest = data + self._rest
 
     def body(self, length: int | None) -> Iterator[bytes]:
         """*length* bytes, or (None) all chunks with their framing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from contract import FolderKind, Kind, S3Kind
 
+from steelyard.copies.s3_abilities import Abilities
 from steelyard.copies.s3_client import Bucket
 from steelyard.standins.s3_proxy import S3Proxy
 from steelyard.standins.weed import SeaweedServer, find_weed
@@ -25,13 +27,19 @@ def _shared_clients() -> Iterator[None]:
     made: dict[tuple[str, ...], Any] = {}
     connect = Bucket._connect
 
+    @functools.wraps(connect)
     def shared(self: Bucket) -> Any:
         keys = tuple(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("AWS_"))
         name = (self.settings.model_dump_json(exclude={"prefix", "part_size"}), *keys)
         if name not in made:
-            made[name] = connect(self)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(boto3.session, "Session", lambda: sessions.setdefault(keys, real()))
+                made[name] = connect(self)
         return made[name]
 
+    import boto3.session
+
+    real, sessions = boto3.session.Session, {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Bucket, "_connect", shared)
         yield
@@ -62,9 +70,17 @@ def client(weed: SeaweedServer) -> Any:
     return client_of(weed.endpoint_url)
 
 
+@pytest.fixture(scope="session")
+def abilities(weed: SeaweedServer, client: Any, tmp_path_factory: pytest.TempPathFactory) -> Abilities:
+    """What the server can do, found out once."""
+    return S3Kind(weed.endpoint_url, BUCKET, "abilities", tmp_path_factory.mktemp("abilities"), client).copy().abilities()
+
+
 @pytest.fixture
-def s3(weed: SeaweedServer, client: Any, tmp_path: Path) -> S3Kind:
-    return S3Kind(weed.endpoint_url, BUCKET, f"t{next(_numbers)}", tmp_path / "s3-ours", client)
+def s3(weed: SeaweedServer, client: Any, abilities: Abilities, tmp_path: Path) -> S3Kind:
+    kind = S3Kind(weed.endpoint_url, BUCKET, f"t{next(_numbers)}", tmp_path / "s3-ours", client)
+    kind.knows(abilities)
+    return kind
 
 
 @pytest.fixture
@@ -74,11 +90,10 @@ def proxy(weed: SeaweedServer) -> Iterator[S3Proxy]:
 
 
 @pytest.fixture
-def far(s3: S3Kind, proxy: S3Proxy) -> S3Kind:
-    """The same bucket seen through the proxy; what the store can do is found out before the weather turns."""
+def far(s3: S3Kind, proxy: S3Proxy, abilities: Abilities) -> S3Kind:
+    """The same bucket seen through the proxy; what the store can do is known."""
     s3.endpoint_url = proxy.endpoint_url
-    s3.copy().abilities()
-    proxy.clear()
+    s3.knows(abilities)
     return s3
 
 

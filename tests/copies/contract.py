@@ -21,6 +21,7 @@ from steelyard.copies.base import Copy, ProvenReader
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.mount import MountReplica
 from steelyard.copies.s3 import S3Replica
+from steelyard.copies.s3_abilities import Abilities, remember
 from steelyard.hubcache import HubCache
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.pieces import piece_ranges
@@ -176,6 +177,11 @@ class S3Kind:
     def spec(self) -> dict[str, Any]:
         settings = {"bucket": self.bucket, "prefix": self.prefix, "endpoint_url": self.endpoint_url, "part_size": PART, "connections": 2}
         return {"kind": "s3", "ours": str(self.ours), "settings": settings | self.extra}
+
+    def knows(self, abilities: Abilities) -> None:
+        """What the store can do was found out before."""
+        replica = self.copy()
+        remember(replica.ours / f"abilities-{replica.bucket.identity}.json", abilities)
 
     def key(self, manifest: Manifest, path: str) -> str:
         return f"{self.prefix}/{manifest.model}/{manifest.commit}/{path}"

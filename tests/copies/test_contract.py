@@ -310,7 +310,7 @@ def test_a_damaged_manifest_is_noticed(kind: Kind) -> None:
 def test_a_manifest_of_another_commit_is_not_taken_for_this_one(kind: Kind) -> None:
     needs_manifests(kind)
     sealed(kind)
-    where, whole = manifest_place(kind)
+    where, _ = manifest_place(kind)
     other = manifest_of(entry_of(FILE, SMALL), commit="b" * 40)
     where(other.dump())
     with pytest.raises(BadRecord):
