@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+NO_HUB = "is this a Hub endpoint ([hub] endpoint, HF_ENDPOINT)? A login page of the network (captive portal) answers like this too"
 WEATHER_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 """Answers that another try may change. 501 and 505 are not: the server will never do it."""
 
@@ -37,10 +39,14 @@ class Listing:
     license: str = ""
 
     def matching(self, patterns: Sequence[str] | None) -> tuple[LockedFile, ...]:
-        """The files that *patterns* (fnmatch; None: all) allow, sorted by path. :raises Gone: when a pattern allows none."""
-        if patterns is None:
-            return self.files
-        for pattern in patterns:
+        """The files that *patterns* (fnmatch; None: all) allow, sorted by path.
+
+        :raises Gone: when a pattern allows none. :raises UnsafeName: when a name that is allowed can't be a file below its root.
+        """
+        wanted = tuple(file for file in self.files if patterns is None or any(fnmatch.fnmatchcase(file.path, one) for one in patterns))
+        # Only what is wanted must have a usable name: many a repo has README.md and readme.md.
+        check_names((file.path for file in wanted), f"{self.repo_id}@{self.commit[:8]}")
+        for pattern in patterns or ():
             if not any(fnmatch.fnmatchcase(file.path, pattern) for file in self.files):
                 names = ", ".join(file.path for file in self.files[:5])
                 raise Gone(
@@ -48,7 +54,7 @@ class Listing:
                     why=f"has no file {pattern!r}",
                     hint=f"it has {names or 'no files'}; correct files in the config",
                 )
-        return tuple(file for file in self.files if any(fnmatch.fnmatchcase(file.path, one) for one in patterns))
+        return wanted
 
 
 class Hub:
@@ -66,16 +72,11 @@ class Hub:
 
             # The library freezes its settings when it is first imported; telemetry is not ours to send.
             os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-            from huggingface_hub import HfApi, set_client_factory
-            from huggingface_hub.utils._http import default_client_factory
+            from huggingface_hub import HfApi
 
-            def client() -> Any:
-                # The library's own client waits for ever; only some of its calls take a time-out.
-                made = default_client_factory()
-                made.timeout = self.settings.timeout
-                return made
+            from steelyard.hub_client import use_bounded_client
 
-            set_client_factory(client)
+            use_bounded_client(self.settings.timeout)
             self._api = HfApi(endpoint=self.endpoint, library_name="steelyard")
         return self._api
 
@@ -87,7 +88,7 @@ class Hub:
         info = self.ask(repo_id, lambda: self.api.model_info(repo_id, revision=revision, files_metadata=True, securityStatus=True))
         commit = str(info.sha or "")
         if not is_commit(commit):
-            raise BadAnswer(who=self.endpoint, why=f"it resolved {repo_id}@{revision} to {commit!r}, which is no commit")
+            raise BadAnswer(who=self.endpoint, why=f"it resolved {repo_id}@{revision} to {commit[:80]!r}, which is no commit", hint=NO_HUB)
         files = [_sibling(one) for one in info.siblings or ()]
         if any(file is None for file in files) or not files:
             # A Hub that gives no digests with the model's page gives them with its tree.
@@ -95,20 +96,21 @@ class Hub:
             files = [_tree_entry(one) for one in tree if hasattr(one, "size")]
         known = tuple(sorted((file for file in files if file is not None), key=lambda file: file.path))
         if len(known) != len(files):
-            raise BadAnswer(who=self.endpoint, why=f"it publishes no digest for some files of {repo_id}")
-        check_names((file.path for file in known), f"{repo_id}@{commit[:8]}")
+            hint = "without a published digest nothing could be proven; use an endpoint that gives them"
+            raise BadAnswer(who=self.endpoint, why=f"it publishes no digest for some files of {repo_id}", hint=hint)
         card = getattr(info, "card_data", None)
         return Listing(str(info.id or repo_id), revision, commit, known, _scan_summary(info), str(getattr(card, "license", "") or ""))
 
     def ask(self, repo_id: str, call: Callable[[], T], tries: int = 4) -> T:
-        """Make one API call; weather is waited out for some seconds, everything else is raised as ours."""
+        """Make one API call; weather is waited out, at most as long as [hub] patience says; everything else is raised as ours."""
+        until = time.monotonic() + self.settings.patience
         for attempt in range(1, tries + 1):
             try:
                 with errors_of_hub(self.endpoint, repo_id):
                     return call()
             except Unreachable as error:
                 wait_s = error.retry_after_s if error.retry_after_s is not None else random.uniform(0.5, 1) * 0.5 * 2**attempt  # noqa: S311
-                if attempt == tries or wait_s > 30:
+                if attempt == tries or wait_s > 30 or time.monotonic() > until:
                     error.endured = True
                     raise
                 current_watch().pause(wait_s)
@@ -154,16 +156,6 @@ def errors_of_hub(endpoint: str, repo_id: str) -> Iterator[None]:
         yield
     except OtherSide:
         raise
-    except theirs.GatedRepoError as error:
-        raise AccessDenied(
-            who=repo_id,
-            why="it is gated: its owner wants the terms accepted first",
-            hint=f"open {endpoint}/{repo_id} in a browser, accept, then run: hf auth login",
-        ) from error
-    except theirs.DisabledRepoError as error:
-        raise Gone(
-            who=repo_id, why="the Hub has disabled it", hint="nothing held here is touched; look at its page for the reason"
-        ) from error
     except theirs.RevisionNotFoundError as error:
         raise Gone(who=repo_id, why="it has no such revision", hint="correct revision in the config") from error
     except theirs.HfHubHTTPError as error:
@@ -175,40 +167,47 @@ def errors_of_hub(endpoint: str, repo_id: str) -> Iterator[None]:
     except httpx2.TransportError as error:
         raise Unreachable(who=endpoint, why=_short(error)) from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise BadAnswer(who=endpoint, why=_short(error)) from error
+        raise BadAnswer(who=endpoint, why=_short(error), hint=NO_HUB) from error
     except OSError as error:
         raise Unreachable(who=endpoint, why=_short(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        hint = "is this a Hub endpoint? A login page of the network (captive portal) answers like this too"
-        raise BadAnswer(who=endpoint, why="it is not what a Hub sends", hint=hint) from error
+        raise BadAnswer(who=endpoint, why="it is not what a Hub sends", hint=NO_HUB) from error
 
 
 def status_error(who: str, repo_id: str, status: int, headers: dict[str, str]) -> OtherSide:
     """The error of an HTTP status of a Hub, for API and file requests alike."""
     lower = {key.lower(): value for key, value in headers.items()}
-    code = lower.get("x-error-code", "")
-    said = f"HTTP {status}"
+    code, said, told = lower.get("x-error-code", ""), f"HTTP {status}", lower.get("x-error-message", "").lower()
     if code == "GatedRepo":
         hint = f"open {who}/{repo_id} in a browser, accept the terms, then run: hf auth login"
-        return AccessDenied(who=repo_id, why=f"it is gated ({said})", hint=hint)
+        return AccessDenied(who=repo_id, why=f"it is gated: its owner wants the terms accepted first ({said})", hint=hint)
+    if "disabled" in told and status in {401, 403}:
+        return Gone(
+            who=repo_id, why=f"the Hub has disabled it ({said})", hint="nothing held here is touched; look at its page for the reason"
+        )
+    if status == 401 and "expired" in told:
+        return AccessDenied(
+            who=repo_id, why=f"the token has expired ({said})", hint="make a new one, then set HF_TOKEN or run: hf auth login"
+        )
+    if status == 401 and "invalid credentials" in told:
+        return AccessDenied(who=repo_id, why=f"the Hub does not know this token ({said})", hint="correct HF_TOKEN or run: hf auth login")
     if status == 401:
         hint = "check the name, and set HF_TOKEN or run: hf auth login"
-        return AccessDenied(who=repo_id, why=f"no such repo, or it is private and the token is missing or expired ({said})", hint=hint)
+        return AccessDenied(who=repo_id, why=f"no such repo, or it is private and no token that may read it was sent ({said})", hint=hint)
     if status == 403:
         return AccessDenied(who=repo_id, why=f"this token may not read it ({said})", hint=f"check the token's rights and {who}/{repo_id}")
     if status in {404, 410}:
         what = {"RevisionNotFound": "it has no such revision", "EntryNotFound": "it has no such file"}.get(code, "there is no such repo")
         return Gone(who=repo_id, why=f"{what} ({said})", hint="check repo_id, revision and files in the config")
-    if status in WEATHER_STATUS:
+    if status in WEATHER_STATUS or status >= 520:
         return Unreachable(who=who, why=f"it answers {said}", retry_after_s=retry_after(lower))
-    return BadAnswer(who=who, why=f"it answers {said}")
+    return BadAnswer(who=who, why=f"it answers {said}", hint=NO_HUB)
 
 
 def retry_after(headers: dict[str, str]) -> float | None:
     """Seconds that an answer asks us to wait: Retry-After as seconds or HTTP date, or the `t=` of a RateLimit header that has nothing left."""
     import email.utils
     import re
-    import time
 
     if value := headers.get("retry-after", "").strip():
         if value.isdigit():
@@ -218,7 +217,7 @@ def retry_after(headers: dict[str, str]) -> float | None:
         except (ValueError, TypeError):
             return None
     limit = headers.get("ratelimit", "")
-    left, reset = re.search(r"\br=(\d+)", limit), re.search(r"\bt=(\d+)", limit)
+    left, reset = re.search(r"\b(?:r|remaining)=(\d+)", limit), re.search(r"\b(?:t|reset)=(\d+)", limit)
     return float(reset[1]) if reset and left and left[1] == "0" else None
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from steelyard.errors import AccessDenied, Gone, OtherSide, Unreachable
+from steelyard.errors import AccessDenied, Gone, Unreachable
 from steelyard.hub import retry_after, status_error
 from steelyard.lock import LockedFile
+from steelyard.stream import Stream, troubles
 from steelyard.weather import CONDITION, Trouble, reaction_to
 
 if TYPE_CHECKING:
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
     from urllib3 import BaseHTTPResponse
 
-LEAST_RATE_BYTES_PER_S = 1024
-RATE_WINDOW_S = 20.0
 MAX_REDIRECTS = 8
+MOVED = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the bytes of a file can be had now. *headers* carry the token only when it is the Hub's own host."""
+    """Where the bytes of a file can be had now. *headers* carry the token only when it is the Hub's own host; *born* counts from 1."""
 
     url: str
     headers: dict[str, str]
     born: int
+    xet: bool = False
+    """The Hub keeps these bytes in Xet; an address that can't be had by plain HTTP may be had by its own client."""
 
     def __repr__(self) -> str:
         # The query is a signature and the headers may hold the token: neither belongs in a log.
@@ -68,12 +69,18 @@ class Line:
         secret = build_hf_headers(token=None).get("authorization") if with_token else None
         self._own = {**plain, "authorization": secret} if secret else plain
         self._addresses: dict[str, Address] = {}
+        self._born: dict[str, int] = {}
+        self._etags: dict[tuple[str, int], str] = {}
         self._lock = threading.Lock()
 
     def url(self, path: str) -> str:
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(self.repo_id, path, revision=self.commit, endpoint=self.endpoint)
+
+    def _is_home(self, url: str) -> bool:
+        """Whether the token may go there: the endpoint's own scheme, host and port, nothing less."""
+        return urlsplit(url)[:2] == urlsplit(self.endpoint)[:2]
 
     # --- where
 
@@ -86,7 +93,9 @@ class Line:
             known = self._addresses.get(file.path)
             if known is not None and (stale is None or known.born > stale.born):
                 return known
-            fresh = self._resolve(file, born=known.born + 1 if known else 0)
+            # Numbers are never given twice: what was seen at one address says nothing of the next.
+            self._born[file.path] = self._born.get(file.path, 0) + 1
+            fresh = self._resolve(file, self._born[file.path])
             self._addresses[file.path] = fresh
             return fresh
 
@@ -96,22 +105,21 @@ class Line:
             self._addresses.pop(file.path, None)
 
     def _resolve(self, file: LockedFile, born: int) -> Address:
-        url, home = self.url(file.path), urlsplit(self.endpoint).netloc
+        url, xet = self.url(file.path), False
         for _ in range(MAX_REDIRECTS):
-            own = urlsplit(url).netloc == home
-            headers = self._own if own else self._plain
-            if not own:
-                return Address(url, headers, born)
-            with _troubles():
-                answer = self._pool.request("HEAD", url, headers=headers, redirect=False, timeout=self._timeout)
-            if answer.status in {301, 302, 303, 307, 308}:
+            if not self._is_home(url):
+                return Address(url, self._plain, born, xet)
+            with troubles():
+                answer = self._pool.request("HEAD", url, headers=self._own, redirect=False, timeout=self._timeout)
+            xet = xet or "x-xet-hash" in answer.headers
+            etag = _etag(answer.headers.get("x-linked-etag", ""))
+            if etag and etag != file.etag:
+                raise Trouble(CONDITION["changed"], detail=f"the Hub now calls it {etag[:16]}…")
+            if answer.status in MOVED:
                 url = urljoin(url, answer.headers.get("location", ""))
                 continue
             self._refuse(answer.status, dict(answer.headers))
-            etag = _etag(answer.headers.get("x-linked-etag") or answer.headers.get("etag", ""))
-            if file.etag and etag and etag != file.etag:
-                raise Trouble(CONDITION["changed"], detail=f"the Hub now calls it {etag[:16]}…")
-            return Address(url, headers, born)
+            return Address(url, self._own, born, xet)
         raise Trouble(CONDITION["redirects"])
 
     def _refuse(self, status: int, headers: dict[str, str]) -> None:
@@ -127,39 +135,53 @@ class Line:
 
     @contextmanager
     def stream(self, file: LockedFile, start: int, end: int, address: Address) -> Iterator[Stream]:
-        """Bytes *start* to *end* of *file* as a checked stream. It begins at 0 instead when the server ignores Range (Stream.start says)."""
-        whole = start == 0 and end == file.size_bytes
-        headers = dict(address.headers) if whole else {**address.headers, "range": f"bytes={start}-{end - 1}"}
-        with _troubles():
-            answer = self._pool.request(
-                "GET", address.url, headers=headers, redirect=False, preload_content=False, decode_content=False, timeout=self._timeout
-            )
-        finished = False
-        try:
-            at = self._check(answer, file, start, end, whole=whole)
-            stream = Stream(answer, at, file.size_bytes if at != start or whole else end)
-            yield stream
-            finished = stream.at == stream.end
-        finally:
-            if finished:
-                answer.release_conn()
-            else:
-                answer.close()
+        """Bytes *start* to *end* of *file* as a checked stream; the whole file from its first byte where the server ignores Range.
 
-    def _check(self, answer: BaseHTTPResponse, file: LockedFile, start: int, end: int, *, whole: bool) -> int:
-        status, headers = answer.status, answer.headers
-        if status in {301, 302, 303, 307, 308}:
-            raise Trouble(CONDITION["connect"], status=status)
-        if status not in {200, 206}:
-            raise Trouble(
-                reaction_to(status), status=status, retry_after_s=retry_after({key.lower(): value for key, value in headers.items()})
+        :raises Trouble: with the address it happened at.
+        """
+        whole = start == 0 and end == file.size_bytes
+        headers = dict(address.headers)
+        if not whole:
+            headers["range"] = f"bytes={start}-{end - 1}"
+            if known := self._etags.get((file.path, address.born)):
+                headers["if-range"] = f'"{known}"'
+        try:
+            answer = self._get(address.url, headers)
+            try:
+                stream = self._check(answer, file, start, end, whole=whole, address=address)
+            except BaseException:
+                answer.close()
+                raise
+            try:
+                yield stream
+            finally:
+                stream.close()
+        except Trouble as trouble:
+            trouble.address = address.born
+            raise
+
+    def _get(self, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
+        with troubles():
+            return self._pool.request(
+                "GET", url, headers=headers, redirect=False, preload_content=False, decode_content=False, timeout=self._timeout
             )
+
+    def _check(self, answer: BaseHTTPResponse, file: LockedFile, start: int, end: int, *, whole: bool, address: Address | None) -> Stream:
+        """The body, when the answer's head says that it is what was asked for. :raises Trouble:"""
+        status, headers = answer.status, answer.headers
+        if status in MOVED:
+            raise Trouble(CONDITION["redirects"], status=status)
+        if status not in {200, 206}:
+            asked_wait_s = retry_after({key.lower(): value for key, value in headers.items()})
+            raise Trouble(reaction_to(status), status=status, retry_after_s=asked_wait_s)
         if headers.get("content-encoding", "identity").lower() not in {"", "identity"}:
             raise Trouble(CONDITION["encoded"])
+        if address is not None:
+            self._check_etag(headers.get("etag", ""), file, address)
         length = headers.get("content-length")
         if status == 200:
             if length is not None and length.isdigit() and int(length) == file.size_bytes:
-                return 0
+                return Stream(answer, 0, file.size_bytes, ignored_range=not whole)
             page = "html" in headers.get("content-type", "") and not file.path.endswith((".html", ".htm"))
             raise Trouble(CONDITION["page" if page else "wrong-total"], detail=f"{length} bytes where {file.size_bytes} are published")
         unit, _, rest = headers.get("content-range", "").partition(" ")
@@ -173,103 +195,48 @@ class Line:
             raise Trouble(CONDITION["wrong-range"], detail=f"{span} where {start}-{end - 1} was asked for")
         if length is not None and length != str(end - start):
             raise Trouble(CONDITION["wrong-range"], detail=f"Content-Length {length} where {end - start} was asked for")
-        return start if not whole else 0
+        return Stream(answer, start, end)
+
+    def _check_etag(self, value: str, file: LockedFile, address: Address) -> None:
+        """One address is one object: its ETag, whatever it is made of, must stay what it was (RFC 9110, 13.1.5)."""
+        if not value or value.startswith("W/"):
+            return
+        known = self._etags.setdefault((file.path, address.born), _etag(value))
+        if known != _etag(value):
+            raise Trouble(CONDITION["changed"])
 
     def small(self, file: LockedFile) -> bytes:
         """The whole of a small file in one request (and one more where it lies on a CDN); its size is checked, its bytes are not.
 
         :raises AccessDenied, Gone: :raises Trouble:
         """
-        url, home = self.url(file.path), urlsplit(self.endpoint).netloc
+        url = self.url(file.path)
+        content = memoryview(bytearray(file.size_bytes))
         for _ in range(MAX_REDIRECTS):
-            own = urlsplit(url).netloc == home
-            with _troubles():
-                answer = self._pool.request(
-                    "GET",
-                    url,
-                    headers=self._own if own else self._plain,
-                    redirect=False,
-                    preload_content=False,
-                    decode_content=False,
-                    timeout=self._timeout,
-                )
+            own = self._is_home(url)
+            answer = self._get(url, self._own if own else self._plain)
+            if answer.status in MOVED:
+                answer.drain_conn()
+                answer.release_conn()
+                url = urljoin(url, answer.headers.get("location", ""))
+                continue
             try:
-                if answer.status in {301, 302, 303, 307, 308}:
-                    answer.drain_conn()
-                    url = urljoin(url, answer.headers.get("location", ""))
-                    continue
                 if own:
                     self._refuse(answer.status, dict(answer.headers))
-                self._check(answer, file, 0, file.size_bytes, whole=True)
-                stream = Stream(answer, 0, file.size_bytes)
-                parts = []
-                while stream.at < stream.end:
-                    parts.append(stream.next())
-                answer.release_conn()
-                return b"".join(parts)
-            finally:
+                stream = self._check(answer, file, 0, file.size_bytes, whole=True, address=None)
+            except BaseException:
                 answer.close()
+                raise
+            try:
+                while stream.at < stream.end:
+                    stream.readinto(content[stream.at :])
+            finally:
+                stream.close()
+            return bytes(content)
         raise Trouble(CONDITION["redirects"])
 
     def close(self) -> None:
         self._pool.clear()
-
-
-class Stream:
-    """The body of one answer, from *at* to *end*; raises trouble when it is cut, stalls or trickles."""
-
-    def __init__(self, answer: BaseHTTPResponse, start: int, end: int) -> None:
-        self._answer = answer
-        self.start = self.at = start
-        self.end = end
-        self._window = time.monotonic()
-        self._in_window = 0
-
-    def next(self, most: int = 1 << 20) -> bytes:
-        """What has arrived, at most *most* bytes and never beyond the end; b"" at the end. :raises Trouble:"""
-        want = min(most, self.end - self.at)
-        if want == 0:
-            return b""
-        with _troubles():
-            data = self._answer.read1(want)
-        if not data:
-            raise Trouble(CONDITION["cut"], detail=f"{self.end - self.at} bytes are missing")
-        self.at += len(data)
-        self._in_window += len(data)
-        now = time.monotonic()
-        if now - self._window > RATE_WINDOW_S:
-            if self._in_window < LEAST_RATE_BYTES_PER_S * RATE_WINDOW_S:
-                raise Trouble(CONDITION["trickle"], detail=f"{self._in_window} bytes in {RATE_WINDOW_S:.0f} s")
-            self._window, self._in_window = now, 0
-        return data
-
-
-@contextmanager
-def _troubles() -> Iterator[None]:
-    """Map what urllib3 and the socket raise to a row of the table. The special come before the general."""
-    import urllib3.exceptions as theirs
-
-    try:
-        yield
-    except theirs.SSLError as error:
-        raise Trouble(CONDITION["tls"], detail=_reason(error)) from error
-    except (theirs.NewConnectionError, theirs.ConnectTimeoutError, theirs.NameResolutionError, theirs.ProxyError) as error:
-        raise Trouble(CONDITION["connect"], detail=_reason(error)) from error
-    except theirs.ReadTimeoutError as error:
-        raise Trouble(CONDITION["stall"]) from error
-    except theirs.IncompleteRead as error:
-        raise Trouble(CONDITION["cut"]) from error
-    except (theirs.HTTPError, OSError) as error:
-        raise Trouble(CONDITION["reset"], detail=_reason(error)) from error
-    except ValueError as error:
-        # A status line or header that is no HTTP.
-        raise Trouble(CONDITION["reset"], detail="not HTTP") from error
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    # urllib3 puts the whole URL, with its signature, into some messages.
-    return text.split("(Caused by")[-1].split("url:")[0].strip(" ()")[-160:]
 
 
 def _etag(value: str) -> str:
@@ -281,19 +248,3 @@ def _ca_bundle() -> str | None:
 
     # The same variables that requests, curl and huggingface_hub's client heed; None is the system's store.
     return os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or None
-
-
-def as_error(trouble: Trouble, who: str, repo_id: str) -> OtherSide:
-    """What a trouble that outlasted all patience is to the user."""
-    from steelyard.errors import BadAnswer
-
-    kind = trouble.reaction.kind
-    if kind == "weather":
-        return Unreachable(who=who, why=str(trouble), retry_after_s=trouble.retry_after_s, endured=True)
-    if kind == "expired":
-        return AccessDenied(who=repo_id, why=str(trouble), hint="set HF_TOKEN or run: hf auth login; the machine's clock may be wrong too")
-    if kind == "gone":
-        return Gone(who=repo_id, why=str(trouble), hint="the Hub names an address that is not there; try again later")
-    return BadAnswer(
-        who=who, why=str(trouble), hint="a proxy or login page of the network may be in the way; nothing was kept under a final name"
-    )

@@ -7,13 +7,15 @@ patience lasts since the last progress) or as a lie (an answer that contradicts 
 from __future__ import annotations
 
 import random
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from steelyard.errors import AccessDenied, BadAnswer, Gone, OtherSide, Unreachable
 from steelyard.watch import Watch
 
-Kind = Literal["weather", "expired", "lie", "denied", "gone", "final"]
+Kind = Literal["weather", "expired", "lie", "gone"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ STATUS: dict[int, Reaction] = {
 CONDITION: dict[str, Reaction] = {
     "connect": Reaction("weather", fresh_address=True, what="no connection (refused, DNS, unreachable)"),
     "tls": Reaction("weather", fresh_address=True, what="TLS failed"),
+    "certificate": Reaction("lie", fresh_address=True, what="its TLS certificate is not to be trusted"),
     "reset": Reaction("weather", what="the connection was reset"),
     "cut": Reaction("weather", what="the answer ended early"),
     "stall": Reaction("weather", what="silence"),
@@ -64,18 +67,38 @@ def reaction_to(status: int) -> Reaction:
 
 
 class Trouble(Exception):
-    """One try went wrong; never leaves the download."""
+    """One try went wrong; never leaves the download. *address* numbers the address it happened at, 0 when there was none yet."""
 
     def __init__(self, reaction: Reaction, *, retry_after_s: float | None = None, status: int = 0, detail: str = "") -> None:
         self.reaction = reaction
         self.retry_after_s = retry_after_s
         self.status = status
+        self.address = 0
         super().__init__(f"{reaction.what}{f' (HTTP {status})' if status else ''}{f': {detail}' if detail else ''}")
+
+
+def as_error(trouble: Trouble, who: str, repo_id: str) -> OtherSide:
+    """What a trouble that outlasted all patience is to the user."""
+    kind = trouble.reaction.kind
+    if kind == "weather":
+        return Unreachable(who=who, why=str(trouble), retry_after_s=trouble.retry_after_s)
+    if kind == "expired":
+        return AccessDenied(who=repo_id, why=str(trouble), hint="set HF_TOKEN or run: hf auth login; the machine's clock may be wrong too")
+    if kind == "gone":
+        return Gone(who=repo_id, why=str(trouble), hint="the Hub names an address that is not there; try again later")
+    hint = "a proxy or login page of the network may be in the way; nothing was kept under a final name"
+    if trouble.reaction is CONDITION["certificate"]:
+        hint = "where a proxy of your own signs, name its certificate in SSL_CERT_FILE; else do not trust this network"
+    return BadAnswer(who=who, why=str(trouble), hint=hint)
+
+
+LEAST_RATE_BYTES_PER_S = 1024
+"""Slower than this is no progress: a line that drips for ever must come to an end too."""
 
 
 @dataclass
 class Patience:
-    """How long trouble is endured: weather for *limit_s* since the last progress, lies five times. Shared by the connections of one file."""
+    """How long trouble is endured: weather for *limit_s* since the last progress, lies of five addresses. Shared by the connections of one file."""
 
     limit_s: float
     cap_s: float = 60.0
@@ -83,27 +106,46 @@ class Patience:
     lies_allowed: int = 5
     retries: int = 0
     _lies: int = 0
+    _last_lie: int = 0
     _row: int = 0
+    _bytes: int = 0
     _last_progress: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def progress(self) -> None:
-        self._lies = self._row = 0
-        self._last_progress = time.monotonic()
+    def progress(self, count: int) -> None:
+        """*count* bytes came that were not there before. A drip below the least rate does not count."""
+        now = time.monotonic()
+        with self._lock:
+            self._bytes += count
+            if self._bytes >= LEAST_RATE_BYTES_PER_S * (now - self._last_progress):
+                self._lies = self._row = self._bytes = 0
+                self._last_progress = now
 
     def endure(self, trouble: Trouble, watch: Watch) -> bool:
         """Wait as long as is right and return True, or return False when it is enough. :raises Stopped:"""
-        self.retries += 1
-        self._row += 1
-        if trouble.reaction.kind in {"lie", "expired", "gone"}:
-            self._lies += 1
-            if self._lies >= self.lies_allowed:
-                return False
-        wait_s = min(10.0, 0.25 * 2 ** min(self._row, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
-        if trouble.retry_after_s is not None:
-            if trouble.retry_after_s > self.cap_s:
-                return False
-            wait_s = max(trouble.retry_after_s, 0.05)
-        if time.monotonic() - self._last_progress + wait_s > max(self.limit_s, trouble.retry_after_s or 0):
+        with self._lock:
+            wait_s = self._wait_s(trouble)
+        if wait_s is None:
             return False
         watch.pause(wait_s)
         return True
+
+    def _wait_s(self, trouble: Trouble) -> float | None:
+        self.retries += 1
+        self._row += 1
+        if trouble.reaction.kind != "weather":
+            # One address that expires or lies is seen by every connection at once: that is one lie, not eight.
+            if trouble.address == 0 or trouble.address > self._last_lie:
+                self._lies += 1
+                self._last_lie = max(self._last_lie, trouble.address)
+            if self._lies >= self.lies_allowed:
+                return None
+        left_s = self.limit_s - (time.monotonic() - self._last_progress)
+        if left_s <= 0:
+            return None
+        if trouble.retry_after_s is not None:
+            return max(trouble.retry_after_s, 0.05) if trouble.retry_after_s <= self.cap_s else None
+        # The first wait is next to nothing: a line that drops every megabyte should not cost a quarter of a second each time.
+        wait_s: float = min(10.0, 0.05 * 4.0 ** min(self._row - 1, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
+        # The last one is cut to what patience is left, so that patience means what it says.
+        return max(0.05, min(wait_s, left_s))

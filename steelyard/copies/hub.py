@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 from steelyard.errors import OtherSide
-from steelyard.line import Line, as_error
+from steelyard.line import Line
 from steelyard.lock import LockedFile
 from steelyard.watch import current_watch
-from steelyard.weather import Patience, Trouble
+from steelyard.weather import CONDITION, Patience, Trouble, as_error
 
 log = logging.getLogger("steelyard.hub")
 
@@ -25,6 +26,9 @@ class HubFile:
         self._lines: Sequence[Line] | None = None
         self.file = file
         self._patience_s = patience_s
+        # Reads come from threads of a pool, where the watch of the run is not the current one.
+        self._watch = current_watch()
+        self._lock = threading.Lock()
         self.bytes_fetched = 0
         self.requests = 0
 
@@ -41,42 +45,46 @@ class HubFile:
         end = min(offset + len(buffer), self.size_bytes)
         if end <= offset:
             return 0
-        if self._lines is None:
-            self._lines = self._open()
-        error: OtherSide | None = None
+        with self._lock:
+            if self._lines is None:
+                self._lines = self._open()
+        first_error: OtherSide | None = None
         for line in self._lines:
             try:
                 return self._read(line, offset, end, buffer)
             except Trouble as trouble:
                 error = as_error(trouble, line.endpoint, line.repo_id)
-            except OtherSide as one:
-                error = one
-        assert error is not None
-        raise error
+            except OtherSide as refused:
+                error = refused
+            # What the primary says is what the user can act on.
+            first_error = first_error or error
+        assert first_error is not None
+        raise first_error
 
     def _read(self, line: Line, start: int, end: int, buffer: memoryview) -> int:
         patience = Patience(self._patience_s)
         at, stale = start, None
         while at < end:
-            address = None
             try:
                 address = line.address(self.file, stale)
-                self.requests += 1
+                with self._lock:
+                    self.requests += 1
                 with line.stream(self.file, at, end, address) as stream:
-                    while stream.at < end:
-                        before = stream.at
-                        data = stream.next(min(1 << 20, end - before))
-                        self.bytes_fetched += len(data)
-                        if stream.at <= at:
-                            continue
-                        buffer[before - start : stream.at - start] = data
-                        at = stream.at
-                        patience.progress()
-                        current_watch().check()
+                    if stream.ignored_range:
+                        # The whole file for one piece of it: another address may know ranges, another line too.
+                        raise Trouble(CONDITION["ignores-range"])
+                    while at < end:
+                        got = stream.readinto(buffer[at - start : end - start])
+                        at += got
+                        patience.progress(got)
+                        with self._lock:
+                            self.bytes_fetched += got
+                        self._watch.check()
             except Trouble as trouble:
-                stale = address if trouble.reaction.fresh_address else None
+                if trouble.reaction.fresh_address and trouble.address:
+                    stale = address
                 log.info("%s at %d: %s", self.name, at, trouble)
-                if not patience.endure(trouble, current_watch()):
+                if not patience.endure(trouble, self._watch):
                     raise
         return end - start
 

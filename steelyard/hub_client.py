@@ -1,0 +1,53 @@
+"""The HTTP client that huggingface_hub asks the Hub's API with: the library's own, with an end to every wait and a bound to every answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from steelyard.errors import BadAnswer
+
+MOST_BYTES = 64 * 1024**2
+"""An answer of the API; the listing of a quarter of a million files is that large."""
+WHOLE_ANSWER_TIMEOUTS = 6
+"""A whole answer may take so many times the longest silence."""
+
+
+def use_bounded_client(timeout_s: float) -> None:
+    """Make huggingface_hub use it from now on, in this process. *timeout_s* is the longest silence; the library's own client waits for ever."""
+    import httpx2
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    class Bounded(httpx2.SyncByteStream):
+        """A body that comes to an end. Not a generator: closing it must reach the connection."""
+
+        def __init__(self, body: Any, host: str) -> None:
+            self._body, self._host = body, host
+            self._until = time.monotonic() + WHOLE_ANSWER_TIMEOUTS * timeout_s
+
+        def __iter__(self) -> Iterator[bytes]:
+            seen = 0
+            for chunk in self._body:
+                seen += len(chunk)
+                if seen > MOST_BYTES:
+                    hint = "is this a Hub endpoint ([hub] endpoint, HF_ENDPOINT)?"
+                    raise BadAnswer(who=self._host, why=f"an answer of more than {MOST_BYTES >> 20} MiB", hint=hint)
+                if time.monotonic() > self._until:
+                    raise httpx2.ReadTimeout("the answer drips")
+                yield chunk
+
+        def close(self) -> None:
+            self._body.close()
+
+    def bound(response: Any) -> None:
+        response.stream = Bounded(response.stream, response.url.host)
+
+    def client() -> Any:
+        made = default_client_factory()
+        made.timeout = timeout_s
+        made.event_hooks = {**made.event_hooks, "response": [*made.event_hooks.get("response", []), bound]}
+        return made
+
+    set_client_factory(client)
