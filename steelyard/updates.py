@@ -18,6 +18,7 @@ from steelyard.notes import Commit, write_note
 from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.steps import Run, run_here
+from steelyard.weather import Trouble
 
 log = logging.getLogger("steelyard")
 
@@ -45,6 +46,7 @@ def check_model(site: Site, model: str, locked: LockedModel) -> Row:
     }
     try:
         listing = site.hub.listing(locked.repo_id, locked.revision)
+        _check_access(site, listing, [file.path for file in locked.files])
     except SteelyardError as error:
         if error.exit_code != 4:
             raise
@@ -89,6 +91,20 @@ def check_model(site: Site, model: str, locked: LockedModel) -> Row:
     return Row(
         model, copy="hub", facts={**facts, "verdict": verdict}, exit_code=1 if verdict in {"scan-flagged", "history-rewritten"} else 0
     )
+
+
+def _check_access(site: Site, listing: Listing, paths: Sequence[str]) -> None:
+    """A gated repo still shows its metadata: only asking for a file tells that access is lost. :raises AccessDenied:"""
+    file = next((file for file in listing.files if file.path in paths), None)
+    if file is None:
+        return
+    line = Line(site.hub.endpoint, listing.repo_id, listing.commit, timeout_s=site.config.hub.timeout, connections=1)
+    try:
+        line.address(file)
+    except (Trouble, Gone) as trouble:
+        log.debug("%s: %s", file.path, trouble)  # weather says nothing about access
+    finally:
+        line.close()
 
 
 def _words(changed: Sequence[str], removed: Sequence[str]) -> str:
