@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -63,14 +64,9 @@ def test_the_users_own_task_names_run_our_commands() -> None:
         "backup-models": "steelyard backup",
         "check-updates": "steelyard check-updates",
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "poethepoet", "test-model-loading", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "poethepoet", "test-model-loading", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert "--device" in done.stdout
 
 
