@@ -99,9 +99,9 @@ def with_pickle(body: bytes) -> bytes:
 
 def must_hold(data: bytes) -> Inspection:
     """What is true of every input. An ok of ours must also be torch's: its safe load takes the file."""
-    started = time.perf_counter()
+    started = time.process_time()
     found = inspect(Memory(data))
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert found.verdict in get_args(Verdict)
     assert "not-understood" not in found.codes, found.reasons
     assert found.verdict == "ok" or found.reasons

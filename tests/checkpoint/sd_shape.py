@@ -129,10 +129,13 @@ def _text() -> Iterator[tuple[str, Shape]]:
     yield from _norm(f"{root}.ln_final", 1024)
 
 
-def write_sparse(path: Path, tensors: dict[str, Shape], *, item: int = 4, honest: bool = True, other: frozenset[str] = frozenset()) -> None:
+def write_sparse(
+    path: Path, tensors: dict[str, Shape], *, item: int = 4, checksums: bool = True, other: frozenset[str] = frozenset()
+) -> None:
     """A torch zip as torch lays it out whose storages are holes: gigabytes by size, kilobytes on the disk; every value is zero.
 
-    With *honest* the checksums are those of the zeros; without, any (a header test needs none), and those of *other* differ.
+    Its checksums are not those of the zeros, but a header's reader can't know: each storage has one of its own, and those of *other*
+    differ from what they would be. Without *checksums* they are 0, "not computed".
     """
     kind = {4: "FloatStorage", 2: "HalfStorage"}[item]
     body = dict_of(
@@ -147,18 +150,12 @@ def write_sparse(path: Path, tensors: dict[str, Shape], *, item: int = 4, honest
     entries += [(f"data/{i}", math.prod(shape) * item) for i, shape in enumerate(tensors.values())]
     entries.append(("version", b"3\n"))
     names = {f"data/{i}": name for i, name in enumerate(tensors)}
-    crcs: dict[int, int] = {}
     central = bytearray()
     with path.open("wb") as out:
         for name, data in entries:
             full, start = f"archive/{name}".encode(), out.tell()
             size = data if isinstance(data, int) else len(data)
-            if isinstance(data, bytes):
-                crc = zlib.crc32(data)
-            elif honest:
-                crc = crcs.setdefault(size, _crc_of_zeros(size))
-            else:
-                crc = zlib.crc32(full) ^ (1 if names[name] in other else 0)
+            crc = zlib.crc32(data) if isinstance(data, bytes) else zlib.crc32(full) ^ (names[name] in other) if checksums else 0
             need = -(start + 34 + len(full)) % 64
             out.write(struct.pack("<4s5H3I2H", b"PK\x03\x04", 0, 0x808, 0, 0, 0, 0, 0, 0, len(full), 4 + need) + full)
             out.write(b"FB" + struct.pack("<H", need) + b"Z" * need)
@@ -176,10 +173,3 @@ def write_sparse(path: Path, tensors: dict[str, Shape], *, item: int = 4, honest
         out.write(struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 0x31E, 45, 0, 0, count, count, len(central), start))
         out.write(struct.pack("<4sIQI", b"PK\x06\x07", 0, start + len(central), 1))
         out.write(struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, len(central), min(start, 0xFFFFFFFF), 0))
-
-
-def _crc_of_zeros(size: int) -> int:
-    zeros, crc = bytes(1 << 20), 0
-    for at in range(0, size, len(zeros)):
-        crc = zlib.crc32(zeros[: min(len(zeros), size - at)], crc)
-    return crc

@@ -42,10 +42,11 @@ def look(path: Path) -> Inspection:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_each_file_gets_its_verdict_within_two_seconds(case: Case, folder: Path) -> None:
+    # Processor time: how long others keep the machine busy is not the file's doing.
     path = put(case, folder)
-    started = time.perf_counter()
+    started = time.process_time()
     found = look(path)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     told = [(reason.code, reason.message) for reason in found.reasons]
     assert found.verdict == case.verdict, told
     if case.code:

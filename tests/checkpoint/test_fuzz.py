@@ -13,12 +13,12 @@ pytest.importorskip("torch")
 
 from .fuzz import OPCODES, bases, must_hold, mutated, pieces, with_pickle
 
-EXAMPLES = int(os.environ.get("STEELYARD_FUZZ", "2000"))
+EXAMPLES = int(os.environ.get("STEELYARD_FUZZ", "1000"))
 CANARY = Path(os.environ.get("TMPDIR", "/tmp")) / f"steelyard-canary-{os.getpid()}"
 BASES = bases()
 EDITS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1 << 20), st.binary(min_size=1, max_size=9)), min_size=1, max_size=6)
 
-fuzzed = settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 2000, suppress_health_check=list(HealthCheck))
+fuzzed = settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 1000, suppress_health_check=list(HealthCheck))
 
 
 @fuzzed

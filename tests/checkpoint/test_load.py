@@ -16,7 +16,7 @@ from steelyard.checkpoint.child import child_environment, run_child
 from steelyard.errors import Missing, Stopped
 from steelyard.source import LocalFile
 
-from .corpus_good import safetensors_saved, sharded
+from .corpus_good import sharded
 
 torch = pytest.importorskip("torch")
 
@@ -88,12 +88,9 @@ def test_a_nan_in_a_view_is_blamed_on_the_view(tmp_path: Path) -> None:
     assert load_check(tmp_path / "w.pt", "cpu").non_finite == ("high",)
 
 
-def test_legacy_safetensors_and_sharded_sets_load(tmp_path: Path) -> None:
-    torch.save({"model": {"w": torch.ones(3)}}, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
-    (tmp_path / "w.safetensors").write_bytes(safetensors_saved({"w": torch.ones(5).half(), "e": torch.zeros(0)}))
+def test_a_sharded_set_loads_shard_by_shard(tmp_path: Path) -> None:
     for name, data in sharded().items():
         (tmp_path / name).write_bytes(data)
-    assert (load_check(tmp_path / "legacy.pt", "cpu").verdict, load_check(tmp_path / "w.safetensors", "cpu").verdict) == ("ok", "ok")
     report = load_check(tmp_path / "model.safetensors.index.json", "cpu")
     assert (report.verdict, report.tensors, report.finite) == ("ok", 3, True), report.reasons
 
