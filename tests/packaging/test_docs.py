@@ -39,8 +39,9 @@ def test_each_command_of_the_readme_has_help_that_ends_in_the_exit_codes(command
 
 def test_each_command_is_in_the_readme() -> None:
     told = steelyard("--help").stdout
-    there = set(re.findall(r"^│ ([a-z-]+)  ", told, re.MULTILINE))
+    there = set(re.findall(r"^│ ([a-z][a-z-]*)  ", told, re.MULTILINE))
     assert there
+    there -= {"--version", "--help"}
     assert there <= set(COMMANDS), there - set(COMMANDS)
 
 
