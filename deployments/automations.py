@@ -73,6 +73,7 @@ def automations(notify: SendNotification | None = None) -> Iterator[AutomationCo
             actions=_tell(notify),
         )
     for event, what in (
+        ("steelyard.found.corrupt", "A copy has bytes that are not what was recorded: see what repair would do."),
         ("steelyard.update.available", "Upstream has a new revision of a model: the migration note says what it means."),
         ("steelyard.copies.too-few", "A model has fewer verified copies than its min_copies."),
         ("steelyard.disk.nearly-full", "The store's drive has less free than min_free."),

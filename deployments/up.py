@@ -213,10 +213,8 @@ class _Stop:
 
 
 def _await_server(server: Child, api_url: str, stop: _Stop) -> None:
-    from flows.engine import answers
-
     ends = time.monotonic() + SERVER_START_S
-    while not answers(api_url):
+    while not orchestrator.answers(api_url):
         stop.check()
         if server.ended() is not None:
             raise CannotRun(name="server", why=server.last_lines(3) or f"it ended with code {server.ended()}", log=server.log)

@@ -1,4 +1,7 @@
-"""What a run leaves in the UI: its report as a table and as text, what is held where, its tags. A failure here is a warning, never a failed run."""
+"""What a run leaves in the UI: its report as a table and as text, what is held where, its tags, and events that automations hear.
+
+A failure here is a warning, never a failed run.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
+from prefect.events import emit_event
 
 from steelyard.names import slug
 from steelyard.report import Report, cells, columns, markdown, summary
@@ -41,13 +45,39 @@ def keep_report(name: str, report: Report) -> bool:
 
 
 def keep_state(site: Site) -> None:
-    """What is held where, after this run."""
+    """What is held where, after this run; and an event for each thing that is not as the config wants it."""
     try:
         report = status(site)
         lines = [f"# What is held where\n\n{disk_line(report)}\n", markdown(report).partition("\n")[2]]
         create_markdown_artifact(markdown="\n".join(lines), key=HELD, description="What is held where, and when it was last proven")
+        store = report.extra["store"]
+        if store["free_bytes"] < store["min_free_bytes"]:
+            _emit("steelyard.disk.nearly-full", f"steelyard.store.{slug(str(store['models']))}", disk_line(report))
+        for model in report.extra["models"]:
+            if model["commit"] and model["verified_copies"] < model["min_copies"]:
+                told = f"{model['model']}: {model['verified_copies']} verified copies, {model['min_copies']} are wanted"
+                _emit("steelyard.copies.too-few", f"steelyard.model.{slug(model['model'])}", told)
     except Exception as error:  # noqa: BLE001
         log.warning("what is held could not be kept as an artifact: %s", type(error).__name__)
+
+
+def tell(report: Report) -> None:
+    """An event for each outcome that someone may want to hear of."""
+    try:
+        for row in report.rows:
+            resource = f"steelyard.model.{slug(row.model)}"
+            if row.outcome == "update-available":
+                _emit("steelyard.update.available", resource, f"{row.model}: {row.facts.get('why', '')}")
+            elif report.command == "drill" and row.exit_code:
+                _emit("steelyard.drill.failed", resource, f"{row.model} from {row.copy}: {row.facts.get('why', row.outcome)}")
+            elif row.outcome in {"corrupt", "unreadable"}:
+                _emit("steelyard.found.corrupt", resource, f"{row.file} in {row.copy}: {row.facts.get('why', '')}")
+    except Exception as error:  # noqa: BLE001
+        log.warning("events could not be sent: %s", type(error).__name__)
+
+
+def _emit(event: str, resource: str, told: str) -> None:
+    emit_event(event, resource={"prefect.resource.id": resource, "prefect.resource.name": told[:500]})
 
 
 def tag_run(context: FlowRunContext, wanted: set[str]) -> None:

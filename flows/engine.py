@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from steelyard import orchestrator
+from steelyard.config import load_config
 from steelyard.errors import SteelyardError, Stopped
 from steelyard.report import Report, summary
 from steelyard.verbs import Call, run_locally
@@ -60,6 +61,8 @@ def run_as_flow(call: Call) -> Report:
     """Run the verb as a flow run in this process. Where a Prefect API is configured but away, say so and run it without."""
     if call.verb not in FLOWS:
         return run_locally(call)
+    # A slip of the finger is told at once, and is no run in anyone's history.
+    load_config(call.config).chosen([*call.params.get("models", ()), *filter(None, [call.params.get("model")])])
     api_url = orchestrator.api_url()
     if api_url:
         if not orchestrator.answers(api_url):

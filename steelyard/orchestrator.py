@@ -1,11 +1,15 @@
-"""Is there a Prefect API that runs should show in: PREFECT_API_URL, or `steelyard up` running here. Knows nothing of Prefect itself."""
+"""Is there a Prefect API that runs should show in: PREFECT_API_URL, or `steelyard up` running here. Asked over HTTP, without loading Prefect."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from steelyard.disk import write_atomically
 
@@ -65,3 +69,32 @@ def api_url() -> str | None:
         return url
     found = running()
     return found.api_url if found else None
+
+
+TIMEOUT_S = 3.0
+
+
+def ask(url: str, path: str, body: object = None, *, timeout_s: float = TIMEOUT_S) -> Any:
+    """What the Prefect API at *url* answers to a GET of *path*, or to a POST where there is a *body*.
+
+    :raises OSError: when nothing answers in time, or with a status of 400 and more. :raises ValueError: when the answer is no JSON.
+    """
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{url.rstrip('/')}{path}", data, {"content-type": "application/json"})  # noqa: S310 (the user's own setting)
+    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
+    elif key := os.environ.get("PREFECT_API_KEY"):
+        request.add_header("Authorization", f"Bearer {key}")
+    with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
+        return json.load(answer)
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect API is there and well enough to take a run."""
+    try:
+        ask(url, "/health")
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,135 @@
+"""A verb starts in three ways: by its schedule, from the UI, and by hand; and by hand also where Prefect is away."""
+
+from __future__ import annotations
+
+import urllib.error
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.conftest import FILE
+from tests.prefect.conftest import Api, PrefectWorld, Up, until
+
+
+def test_a_schedule_fires_and_the_worker_does_the_work(api: Api, held: PrefectWorld) -> None:
+    deployment = api.deployment("verify-models/weekly")
+    began = datetime.now(UTC)
+    made = api.ask(
+        f"/deployments/{deployment['id']}/schedules",
+        [
+            {
+                "schedule": {"interval": 3, "anchor_date": began.isoformat()},
+                "active": True,
+                "slug": "every-three-seconds",
+                "parameters": {"options": {"config": str(held.config), "copy_name": "store"}},
+            }
+        ],
+    )
+    try:
+
+        def ended() -> list[dict[str, object]]:
+            query = {
+                "deployments": {"id": {"any_": [deployment["id"]]}},
+                "flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}, "end_time": {"after_": began.isoformat()}},
+            }
+            found: list[dict[str, object]] = api.ask("/flow_runs/filter", query)
+            return found
+
+        run = until(ended, 60, "a scheduled run to end")[-1]
+    finally:
+        delete(api, f"/deployments/{deployment['id']}/schedules/{made[0]['id']}")
+    assert run["auto_scheduled"] is True
+    assert (run["state_name"], run["name"]) == ("Completed", "verify · all models in store")
+
+
+def delete(api: Api, path: str) -> None:
+    import urllib.request
+
+    with urllib.request.urlopen(urllib.request.Request(f"{api.url}{path}", method="DELETE"), timeout=10):
+        pass
+
+
+def test_a_run_from_the_form_takes_its_parameters(api: Api, held: PrefectWorld) -> None:
+    ident = api.start("backup-models/on-demand", config=str(held.config), models=["mvdream"], to="usb")
+    run = api.until_ended(ident)
+    assert (run["state_name"], run["name"]) == ("Completed", "backup · mvdream → usb")
+    assert {"steelyard", "backup", "mvdream", "usb"} <= set(run["tags"])
+    assert [path.name for path in held.usb.rglob(FILE)] == [FILE]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"models": "mvdream"},
+        {"models": ["no-such-model"]},
+        {"copy_name": "no-such-copy"},
+        {"depth": "thorough"},
+        {"no_such_option": 1},
+    ],
+    ids=str,
+)
+def test_the_api_refuses_bad_parameters(api: Api, options: dict[str, object]) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        api.start("verify-models/weekly", **options)
+    assert refused.value.code == 409
+
+
+def test_a_model_has_to_be_named_for_a_restore(api: Api) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        api.start("restore-model/on-demand")
+    assert refused.value.code == 409
+
+
+def test_a_command_by_hand_is_a_run_that_shows(api: Api, prefect_world: PrefectWorld) -> None:
+    done = prefect_world.run("download")
+    assert done.code == 0
+    assert done.of(FILE)["action"] == "downloaded"
+    run = api.latest("download-models")
+    assert (run["state_name"], run["deployment_id"]) == ("Completed", None)
+    names = {task["name"] for task in api.tasks(run["id"])}
+    assert f"fetch mvdream · {FILE}" in names
+    assert len(names) == 5
+
+
+def test_a_flow_is_started_by_its_module_too(api: Api, held: PrefectWorld) -> None:
+    done = held.module("verify", "mvdream")
+    assert done.code == 0
+    assert done.of(FILE)["verdict"] == "ok"
+    assert done.stdout.startswith("{"), "JSON alone is on stdout; Prefect's lines are on stderr"
+    assert "Flow run 'verify · mvdream in store'" in done.stderr
+    assert api.latest("verify-models")["name"] == "verify · mvdream in store"
+
+
+def test_a_command_finds_the_server_that_up_announced(api: Api, held: PrefectWorld, prefect_up: Up) -> None:
+    """Without PREFECT_API_URL: by the state that `steelyard up` leaves for this user."""
+    del held.environment["PREFECT_API_URL"]
+    held.environment["XDG_STATE_HOME"] = prefect_up.environment["XDG_STATE_HOME"]
+    done = held.run("verify", "--copy", "hub-cache")
+    assert done.code == 0
+    assert api.latest("verify-models")["name"] == "verify · all models in hub-cache"
+
+
+def test_here_keeps_a_command_out_of_prefect(api: Api, held: PrefectWorld) -> None:
+    before = len(api.by_hand("verify-models"))
+    assert held.run("verify", "--here").code == 0
+    assert len(api.by_hand("verify-models")) == before
+
+
+def test_a_command_works_where_the_api_is_away(held: PrefectWorld) -> None:
+    """A restore must work on the day the orchestrator is down."""
+    held.environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    held.weights.unlink()
+    done = held.run("restore", "mvdream")
+    assert done.code == 0
+    assert done.of(FILE)["action"] == "copied"
+    assert "does not answer: running without it" in done.stderr
+
+
+def test_wrong_use_is_told_at_once_and_is_no_run(api: Api, held: PrefectWorld) -> None:
+    before = len(api.by_hand("verify-models"))
+    done = held.run("verify", "no-such-model")
+    assert (done.code, done.errors[0]["code"]) == (2, "unknown-model")
+    held.config.unlink()
+    done = held.run("verify")
+    assert (done.code, done.errors[0]["code"]) == (2, "config-missing")
+    assert len(api.by_hand("verify-models")) == before
