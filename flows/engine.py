@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast, get_type_hints
 from steelyard import orchestrator
 from steelyard.config import load_config
 from steelyard.errors import SteelyardError, Stopped
+from steelyard.orchestrator import answers as answers
 from steelyard.report import Report, summary
 from steelyard.verbs import Call, run_locally
 
@@ -65,7 +66,7 @@ def run_as_flow(call: Call) -> Report:
     load_config(call.config).chosen([*call.params.get("models", ()), *filter(None, [call.params.get("model")])])
     api_url = orchestrator.api_url()
     if api_url:
-        if not orchestrator.answers(api_url):
+        if not answers(api_url):
             log.warning("the Prefect API at %s does not answer: running without it, nothing will show there", api_url)
             return run_locally(call)
         os.environ["PREFECT_API_URL"] = api_url
