@@ -11,7 +11,7 @@ from steelyard.config import S3Config
 from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader
 from steelyard.copies.s3_abilities import Abilities, find_out, remember, remembered
 from steelyard.copies.s3_client import PATIENCE_S, Bucket
-from steelyard.copies.s3_memory import Listings, Memory
+from steelyard.copies.s3_memory import SWEEP_FROM_FILES, Listings, Memory
 from steelyard.copies.s3_objects import Layout, Seen, head
 from steelyard.copies.s3_parts import MIN_PART_BYTES, CopyFrom, part_size, parts_of
 from steelyard.copies.s3_proof import by_head, by_ranges, by_stat
@@ -28,10 +28,7 @@ from steelyard.records import is_record
 
 ORPHAN_AGE_S = 7 * 86400.0
 """Open uploads of ours older than this are aborted when a snapshot is sealed."""
-SWEEP_FROM_FILES = 16
-"""From this many files on, a snapshot is looked at by ListObjects pages instead of a HEAD for each file."""
-READY_PATIENCE_S = 5.0
-"""ready() tells soon that a store is away; work under way is more patient."""
+READY_PATIENCE_S = 5.0  # ready() tells soon that a store is away; work under way is more patient
 
 
 class S3Replica:
@@ -98,7 +95,7 @@ class S3Replica:
         Quick rests on size and ETag and is never better than *recorded*. Deep reads every byte back.
         """
         if look.depth == "quick":
-            return by_stat(entry, self._stat(manifest, entry), recorded)
+            return by_stat(entry, self._listings.stat(manifest, entry), recorded)
         seen = head(self.bucket, self.layout.key(manifest, entry.path))
         if seen is None:
             return Finding("missing", proof="HEAD")
@@ -115,14 +112,6 @@ class S3Replica:
         if found.ok:
             self.memory.keep(manifest, entry, seen, found.proof)
         return found
-
-    def _stat(self, manifest: Manifest, entry: FileEntry) -> tuple[int, str] | None:
-        """(size, stat) of a file: from a listing where the snapshot has many files, else by HEAD."""
-        if len(manifest.files) >= SWEEP_FROM_FILES:
-            found = self._listings.of(manifest).get(entry.path)
-            return None if found is None else (found[0], f"{found[0]}:{found[1]}:")
-        seen = head(self.bucket, self.layout.key(manifest, entry.path))
-        return None if seen is None else (seen.size_bytes, seen.stat)
 
     def snapshot_listing(self, manifest: Manifest) -> dict[str, int]:
         """Path -> size of every object of a snapshot, records and strays too, as the store has them now: one request a thousand files."""

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from steelyard.copies.s3_client import Bucket
-from steelyard.copies.s3_objects import Layout, Seen, listing
+from steelyard.copies.s3_objects import Layout, Seen, head, listing
 from steelyard.disk import errors_of, make_folder
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import slug
 
+SWEEP_FROM_FILES = 16
+"""From this many files on, a snapshot is looked at by ListObjects pages instead of a HEAD for each file."""
 LISTING_S = 30.0
 """How long a listing is good for [s]."""
 
@@ -95,6 +97,14 @@ class Listings:
                 found = {key.removeprefix(folder): (size, etag) for key, size, etag in listing(self._bucket, folder)}
                 self._taken[name] = (taken_at, found)
             return found
+
+    def stat(self, manifest: Manifest, entry: FileEntry) -> tuple[int, str] | None:
+        """(size, stat) of a file, None when it is not there: from a listing where the snapshot has many files, else by HEAD."""
+        if len(manifest.files) >= SWEEP_FROM_FILES:
+            found = self.of(manifest).get(entry.path)
+            return None if found is None else (found[0], f"{found[0]}:{found[1]}:")
+        seen = head(self._bucket, self._layout.key(manifest, entry.path))
+        return None if seen is None else (seen.size_bytes, seen.stat)
 
     def put(self, manifest: Manifest, path: str, seen: Seen) -> None:
         """What we wrote ourselves since a listing was taken."""

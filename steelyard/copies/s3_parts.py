@@ -12,8 +12,9 @@ from typing import Any
 from steelyard.copies.base import ProvenReader
 from steelyard.copies.s3_client import Bucket
 from steelyard.copies.s3_errors import Told
+from steelyard.copies.s3_journal import OpenUpload
 from steelyard.copies.s3_objects import Seen, crc_text
-from steelyard.copies.s3_uploads import OpenUpload, Uploads
+from steelyard.copies.s3_uploads import Uploads
 from steelyard.manifest import FileEntry
 from steelyard.pieces import in_threads
 from steelyard.watch import Watch, current_watch

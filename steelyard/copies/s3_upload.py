@@ -12,10 +12,11 @@ from steelyard.copies.base import ProvenReader
 from steelyard.copies.s3_abilities import Abilities
 from steelyard.copies.s3_client import Bucket
 from steelyard.copies.s3_errors import Told
+from steelyard.copies.s3_journal import OpenUpload
 from steelyard.copies.s3_objects import Seen, crc_text, head
 from steelyard.copies.s3_parts import CopyFrom, PartsRun, UploadEnded, body_check, crc_of
 from steelyard.copies.s3_proof import BY_CRC, BY_ETAG, by_head, by_ranges
-from steelyard.copies.s3_uploads import OpenUpload, Uploads
+from steelyard.copies.s3_uploads import Uploads
 from steelyard.errors import BadAnswer, BadRecord, Corrupt, Refused
 from steelyard.manifest import FileEntry
 from steelyard.watch import current_watch

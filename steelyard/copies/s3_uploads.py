@@ -7,37 +7,20 @@ the bucket with its id, for another machine. An upload that neither names is not
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import threading
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from steelyard.copies.s3_client import Bucket
 from steelyard.copies.s3_errors import Told
+from steelyard.copies.s3_journal import Intent, OpenUpload, UploadJournal, short
 from steelyard.copies.s3_objects import Layout, get, listing
-from steelyard.disk import errors_of, make_folder, write_atomically
 from steelyard.errors import BadRecord, OtherSide, Refused
 from steelyard.manifest import seal, unseal
 
 INTENT_WINDOW = timedelta(minutes=10)
 """An empty upload begun this close to an intent of ours that has no id yet is the one we were killed in the middle of making."""
-
-
-@dataclass
-class OpenUpload:
-    """An upload of ours. *sent*: part number -> (ETag, CRC-64 as S3 text) of parts sent from proven bytes by this machine."""
-
-    key: str
-    upload_id: str
-    sha256: str
-    part_bytes: int
-    sent: dict[int, tuple[str, str]] = field(default_factory=dict)
-    begun_at: str = ""
-    in_bucket: bool = False
-    """Its record is in the bucket, so that another machine finds it."""
 
 
 class Uploads:
@@ -46,8 +29,7 @@ class Uploads:
     def __init__(self, bucket: Bucket, layout: Layout, folder: Path) -> None:
         self.bucket = bucket
         self.layout = layout
-        self._folder = folder / "uploads" / bucket.identity
-        self._lock = threading.Lock()
+        self.journal = UploadJournal(folder / "uploads" / bucket.identity)
 
     # --- making one
 
@@ -56,26 +38,21 @@ class Uploads:
 
         *known*: ids of the uploads that were open for *key* before.
         """
-        path = self._file(key)
-        intent: dict[str, Any] = {"key": key, "sha256": sha256, "part_bytes": part_bytes, "at": _now(), "known": sorted(known)}
-        write_atomically(path, json.dumps({"intent": intent}).encode() + b"\n")
+        intent = Intent(key, sha256, part_bytes, datetime.now(UTC).isoformat(timespec="seconds"), tuple(sorted(known)))
+        self.journal.intend(intent)
         answer = self.bucket.call("create_multipart_upload", Key=key, **settings)
-        upload = OpenUpload(key, str(answer["UploadId"]), sha256, part_bytes, begun_at=intent["at"])
-        self._append(key, {"upload_id": upload.upload_id})
+        upload = intent.made(str(answer["UploadId"]))
+        self.journal.made(upload)
         if answer["tried_again"]:
             # The answer to an earlier try may have been lost after the store had made an upload.
-            for other in self._made_by(intent | {"known": [*known, upload.upload_id]}, self._listed(key)):
+            for other in self._made_by(replace(intent, known=(*known, upload.upload_id)), self._listed(key)):
                 self.abort(other)
         self._publish(upload)
         return upload
 
     def adopt(self, upload: OpenUpload) -> None:
         """Go on with an upload that open_for() found: see that both records name it."""
-        local = self._read(upload.key)
-        if local is None or local[1] is None or local[1].upload_id != upload.upload_id:
-            intent = {"key": upload.key, "sha256": upload.sha256, "part_bytes": upload.part_bytes, "at": upload.begun_at, "known": []}
-            lines = [json.dumps({"intent": intent}), json.dumps({"upload_id": upload.upload_id})]
-            write_atomically(self._file(upload.key), ("\n".join(lines) + "\n").encode())
+        self.journal.adopt(upload)
         self._publish(upload)
 
     def _publish(self, upload: OpenUpload) -> None:
@@ -87,14 +64,7 @@ class Uploads:
 
     def note(self, upload: OpenUpload, number: int, etag: str, crc: str) -> None:
         """A part was sent from proven bytes."""
-        with self._lock:
-            upload.sent[number] = (etag, crc)
-        self._append(upload.key, {"part": number, "etag": etag, "crc": crc})
-
-    def _append(self, key: str, line: dict[str, Any]) -> None:
-        path = self._file(key)
-        with self._lock, errors_of(path), path.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
+        self.journal.sent(upload, number, etag, crc)
 
     # --- ending one
 
@@ -102,16 +72,14 @@ class Uploads:
         """It is completed or aborted: remove its records. Where we may not delete, the bucket's stays; it names an upload that is not there any more."""
         with contextlib.suppress(Told, OtherSide, Refused):
             self.bucket.call("delete_object", expect={"missing"}, Key=self._record_key(upload))
-        local = self._read(upload.key)
-        if local is None or local[1] is None or local[1].upload_id == upload.upload_id:
-            self._file(upload.key).unlink(missing_ok=True)
+        self.journal.end(upload)
 
     def clear(self, key: str) -> None:
         """The object is there: what this machine still has open or recorded for it is of no use. Asks nothing where nothing is recorded."""
-        if self._file(key).exists():
+        if self.journal.has(key):
             for upload in self.open_for(key)[0]:
                 self.abort(upload)
-            self._file(key).unlink(missing_ok=True)
+            self.journal.drop(key)
 
     def abort(self, upload: OpenUpload) -> None:
         """End it and free its parts. :raises OtherSide:"""
@@ -125,7 +93,7 @@ class Uploads:
         """Our open uploads for *key*, and the ids of all open ones, whoever's. Records of uploads that ended are removed."""
         listed = self._listed(key)
         ours = {one.upload_id: one for one in self._recorded(self._record_stem(key))}
-        local = self._read(key)
+        local = self.journal.read(key)
         if local is not None:
             intent, upload = local
             if upload is not None:
@@ -147,10 +115,8 @@ class Uploads:
         before = datetime.now(UTC) - timedelta(seconds=older_than_s)
         aborted = 0
         ours = {one.upload_id: one for one in self._recorded(self.layout.ours("uploads/"))}
-        for path in self._folder.glob("*.jsonl"):
-            local = self._read_file(path)
-            if local is not None and local[1] is not None:
-                ours.setdefault(local[1].upload_id, local[1])
+        for upload in self.journal.uploads():
+            ours.setdefault(upload.upload_id, upload)
         for upload in ours.values():
             if datetime.fromisoformat(upload.begun_at) <= before:
                 self.abort(upload)
@@ -172,14 +138,14 @@ class Uploads:
                 return found
             more = after
 
-    def _made_by(self, intent: dict[str, Any], listed: dict[str, datetime] | None) -> list[OpenUpload]:
+    def _made_by(self, intent: Intent, listed: dict[str, datetime] | None) -> list[OpenUpload]:
         """The upload that an intent of ours made just before we were killed: new since then, begun then, and without a part."""
         found = []
-        at = datetime.fromisoformat(intent["at"])
+        at = datetime.fromisoformat(intent.at)
         for upload_id, begun in (listed or {}).items():
-            if upload_id in intent["known"] or abs(begun - at) > INTENT_WINDOW:
+            if upload_id in intent.known or abs(begun - at) > INTENT_WINDOW:
                 continue
-            upload = OpenUpload(intent["key"], upload_id, intent["sha256"], intent["part_bytes"], begun_at=intent["at"])
+            upload = intent.made(upload_id)
             if not self.parts(upload):
                 found.append(upload)
         return found
@@ -223,45 +189,8 @@ class Uploads:
                 found.append(one)
         return found
 
-    def _read(self, key: str) -> tuple[dict[str, Any], OpenUpload | None] | None:
-        """The local record of *key*: its intent and, once it was made, the upload."""
-        return self._read_file(self._file(key))
-
-    def _read_file(self, path: Path) -> tuple[dict[str, Any], OpenUpload | None] | None:
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            intent = json.loads(lines[0])["intent"]
-            datetime.fromisoformat(intent["at"])
-            key = str(intent["key"])
-            if path != self._file(key):
-                return None
-            upload: OpenUpload | None = None
-            for line in lines[1:]:
-                try:
-                    told = json.loads(line)
-                except ValueError:
-                    continue  # torn by a kill
-                if "upload_id" in told:
-                    upload = OpenUpload(key, told["upload_id"], intent["sha256"], int(intent["part_bytes"]), begun_at=intent["at"])
-                elif upload is not None:
-                    upload.sent[int(told["part"])] = (told["etag"], told["crc"])
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return None
-        return intent, upload
-
-    def _file(self, key: str) -> Path:
-        return make_folder(self._folder) / f"{_short(key)}.jsonl"
-
     def _record_stem(self, key: str) -> str:
-        return self.layout.ours(f"uploads/{_short(key)}-")
+        return self.layout.ours(f"uploads/{short(key)}-")
 
     def _record_key(self, upload: OpenUpload) -> str:
-        return f"{self._record_stem(upload.key)}{_short(upload.upload_id)}.json"
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+        return f"{self._record_stem(upload.key)}{short(upload.upload_id)}.json"

@@ -109,7 +109,7 @@ def test_an_upload_that_someone_aborts_meanwhile_is_begun_anew(s3: S3Kind) -> No
 
 def test_killed_before_the_id_of_an_upload_was_noted_leaves_no_orphan(s3: S3Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr("steelyard.copies.s3_uploads.Uploads._append", _interrupt)
+        patch.setattr("steelyard.copies.s3_journal.UploadJournal._append", _interrupt)
         bring(s3)
     assert len(s3.open_uploads()) == 1
     bring(s3)
