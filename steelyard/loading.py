@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
-from steelyard.checkpoint import LoadReport, load_check
-from steelyard.errors import Missing
+from steelyard.checkpoint import Inspection, LoadReport, inspect, load_inspected, write_certificate
+from steelyard.errors import Missing, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.pieces import MIB
 from steelyard.report import Report, Row
 from steelyard.site import Site
+from steelyard.source import LocalFile
 from steelyard.steps import Run, run_here
 from steelyard.watch import current_watch
 
@@ -50,8 +52,13 @@ def load_file(site: Site, manifest: Manifest, entry: FileEntry, device: Device, 
     """Step: load one file in a child process. :raises Missing, WrongType, Unreadable:"""
     watch = current_watch()
     allowed = frozenset(site.config.models[manifest.model].allow_globals)
+    path = site.store.path_of(manifest, entry.path)
     with watch.job(f"load {entry.path}", entry.size_bytes):
-        found = load_check(site.store.path_of(manifest, entry.path), device, timeout_s=timeout_s, stop=watch.stop, allow_globals=allowed)
+        with LocalFile(path) as source:
+            inspection = inspect(source, allow_globals=allowed)
+        found = load_inspected(path, inspection, device, timeout_s=timeout_s, stop=watch.stop, allow_globals=allowed)
+    if found.verdict == "ok":
+        _certify(path, inspection, found, entry)
     log.log(
         logging.INFO if found.verdict == "ok" else logging.WARNING,
         "%s · %s: %s on %s",
@@ -61,3 +68,11 @@ def load_file(site: Site, manifest: Manifest, entry: FileEntry, device: Device, 
         found.device,
     )
     return found
+
+
+def _certify(path: Path, inspection: Inspection, found: LoadReport, entry: FileEntry) -> None:
+    """Leave <file>.steelyard.json beside the file: other programs can trust in milliseconds what was proven once. A store that can't be written has none."""
+    try:
+        write_certificate(path, inspection, found, sha256=entry.sha256)
+    except (OSError, SteelyardError) as error:
+        log.warning("%s: no certificate was written: %s", path.name, error)
