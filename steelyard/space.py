@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from steelyard.disk import device_of, free_bytes, gb
+from steelyard.disk import device_of, free_bytes, gb, total_bytes
 from steelyard.errors import NoSpace
 
 
@@ -32,6 +32,8 @@ def check_room(needs: Iterable[Need]) -> None:
         place = together[0].place
         size = sum(need.size_bytes for need in together)
         reserve = max(need.reserve_bytes for need in together)
+        if total_bytes(place) == 0:
+            continue  # some drivers in user space tell no sizes at all: a full disk then shows when it is full
         free = free_bytes(place)
         if free < size + reserve:
             short = size + reserve - free

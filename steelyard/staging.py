@@ -7,6 +7,8 @@ every block is read again and judged by its CRC first. Whatever it says, the who
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -18,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from steelyard.disk import allocate, errors_of, fsync_folder, make_folder, publish
-from steelyard.errors import Range, Stopped
+from steelyard.disk import allocate, errors_of, free_bytes, fsync_folder, gb, make_folder, publish
+from steelyard.errors import Busy, NoSpace, Range, Stopped
 from steelyard.names import slug
 from steelyard.pieces import MIB, merge_ranges
 
@@ -84,15 +86,36 @@ class Partial:
             # Not truncated: a partial that lies there is what we go on with. O_NOFOLLOW: a planted link must not redirect our writes.
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
+            self._only_writer()
             self._resume()
             # Where the room can't be reserved (FAT, exFAT, FUSE) the file grows as it is written: setting its size there writes zeros, or nothing.
-            allocate(self._fd, size_bytes, self.path)
+            self.reserved = self._reserve()
+            """Whether the room is ours and the file has its size; else it is best written in order."""
             with errors_of(self.path):
                 if os.fstat(self._fd).st_size > size_bytes:
                     os.ftruncate(self._fd, size_bytes)
         except BaseException:
             os.close(self._fd)
             raise
+
+    def _only_writer(self) -> None:
+        """One process at a time; two models may hold the same content, and so the same staging file. :raises Busy:"""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(what=self.path.name, holder="another run that brings the same content") from error
+        except OSError:
+            return  # a file system without locks: the run's own lock is the guard there
+
+    def _reserve(self) -> bool:
+        """:raises NoSpace: when there is no room for the rest; what was reserved in vain is given back."""
+        try:
+            return allocate(self._fd, self.size_bytes, self.path)
+        except NoSpace as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, max((block.end for block in self._blocks), default=0))
+            need, free = self.size_bytes - os.fstat(self._fd).st_blocks * 512, free_bytes(self.path)
+            raise NoSpace(place=str(self.folder), free=gb(free), need=gb(need), short=gb(need - free), short_bytes=need - free) from error
 
     # --- what is there
 
@@ -239,18 +262,27 @@ class Partial:
         if aside is not None and (final.exists() or final.is_symlink()):
             aside(final)
         publish(self.path, final)
-        self.journal.unlink(missing_ok=True)
+        self._drop_journal()
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
-        self.journal.unlink(missing_ok=True)
+        self._drop_journal()
         fsync_folder(self.folder)
+
+    def _drop_journal(self) -> None:
+        """Closed first: removed while open, FUSE would leave it under a hidden name."""
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
+        self.journal.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-            os.close(self._log)
             self._fd = -1
+            if self._log >= 0:
+                os.close(self._log)
+                self._log = -1
 
     def __enter__(self) -> Self:
         return self

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import os
 import stat as stat_bits
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader, corrupt, piece_holds
+from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader
 from steelyard.copies.judging import by_pieces, by_state, stat_of
 from steelyard.copies.writing import fill, keep_times
-from steelyard.disk import errors_of, failure_domain, make_folder
-from steelyard.errors import Missing, Range, Unreadable, UnsafeName, WrongType
+from steelyard.disk import failure_domain
+from steelyard.errors import Missing, Unreadable, UnsafeName, WrongType
 from steelyard.manifest import FileEntry, Manifest
-from steelyard.pieces import digest_source
-from steelyard.quarantine import keep_ranges, set_aside
+from steelyard.mending import RunningSha, mend_in_place
+from steelyard.quarantine import set_aside
 from steelyard.source import LocalFile
 from steelyard.staging import Partial, reserved_bytes
-from steelyard.watch import current_watch
 
 __all__ = ["FolderCopy", "below", "stat_of"]
 
@@ -127,8 +124,9 @@ class FolderCopy(ABC):
             with Partial(ours / "staging", entry.path, entry.sha256, entry.size_bytes) as partial:
                 resumed = bool(partial.have())
                 written = fill(partial, entry, reader, self.name)
-                keep_times(partial, reader)
+                keep_times(partial.fileno(), reader)
                 partial.publish(final, aside=lambda old: self._make_way(old, entry, ours))
+            keep_times(final, reader)  # closing a file sets its time anew on some drivers in user space
         return Brought("resumed" if resumed else "copied", written)
 
     def _share(self, manifest: Manifest, entry: FileEntry, final: Path, root: Path) -> str:
@@ -153,36 +151,15 @@ class FolderCopy(ABC):
 
     # --- mend
 
-    def mend(self, manifest: Manifest, entry: FileEntry, finding: Finding, reader: ProvenReader) -> int:
+    def mend(self, manifest: Manifest, entry: FileEntry, finding: Finding, reader: ProvenReader, running: RunningSha | None = None) -> int:
+        """As the protocol has it. *running* is the file's SHA-256 that was begun beside the judging, where the caller has one."""
         with self.held() as root:
             path = below(root, self.root, self.path_of(manifest, entry.path))
             if finding.verdict == "missing" or not _mendable_in_place(path):
-                before = dict(reader.used_bytes)
+                before = sum(reader.used_bytes.values())
                 self.bring(manifest, entry, reader)
-                return sum(reader.used_bytes.values()) - sum(before.values())
-            return self._mend_in_place(path, below(root, self.root, self.ours), entry, finding, reader)
-
-    def _mend_in_place(self, path: Path, ours: Path, entry: FileEntry, finding: Finding, reader: ProvenReader) -> int:
-        bad = [i for i, (start, end) in enumerate(entry.ranges) if any(start < hi and lo < end for lo, hi in finding.bad_ranges)]
-        with errors_of(ours), tempfile.TemporaryFile(dir=make_folder(ours / "staging")) as spool:
-            # Everything is fetched and proven before the first byte of the file is touched: a piece that is good nowhere leaves it as it is.
-            buffer = memoryview(bytearray(min(entry.piece_bytes, max(entry.size_bytes, 1))))
-            for index in bad:
-                current_watch().check()
-                spool.write(reader.read_piece(index, buffer))
-            moved = spool.tell()
-            spool.seek(0)
-            keep_ranges(ours / "quarantine", path, finding.bad_ranges, f"{finding.verdict}: {finding.why or 'digest differs'}")
-            _overwrite(path, spool, [entry.ranges[index] for index in bad], entry.size_bytes)
-        with LocalFile(path) as source:
-            still = [entry.ranges[index] for index in bad if not piece_holds(source, entry, index)]
-            if not still:
-                found = digest_source(source, stop=current_watch().stop)
-                if found.sha256 != entry.sha256:
-                    still = [(0, entry.size_bytes)]
-        if still:
-            raise corrupt(path, still, f"{self.name} does not give back what was written; the medium is failing")
-        return moved
+                return sum(reader.used_bytes.values()) - before
+            return mend_in_place(path, below(root, self.root, self.ours), entry, finding, reader, running)
 
     @abstractmethod
     def commits(self, model: str) -> list[str]: ...
@@ -200,26 +177,6 @@ class FolderCopy(ABC):
 def below(held: Path, root: Path, path: Path) -> Path:
     """*path*, which lies below *root*, reached through *held* instead."""
     return path if held == root else held / path.relative_to(root)
-
-
-def _overwrite(path: Path, spool: IO[bytes], ranges: list[Range], size_bytes: int) -> None:
-    """Put the bytes of *spool* into *ranges* of the file, cut or grow it to its size, and make that last."""
-    with errors_of(path):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            for start, end in ranges:
-                at = start
-                while at < end:
-                    view = memoryview(spool.read(min(1 << 20, end - at)))
-                    while len(view):
-                        done = os.pwrite(fd, view, at)
-                        at, view = at + done, view[done:]
-            if os.fstat(fd).st_size != size_bytes:
-                os.ftruncate(fd, size_bytes)
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)
 
 
 def _mendable_in_place(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from pathlib import Path
 
 from steelyard.copies.base import ProvenReader, corrupt
 from steelyard.errors import Range
@@ -56,7 +57,8 @@ def _write_pieces(partial: Partial, entry: FileEntry, reader: ProvenReader, who:
             written.append(len(view))
             watch.advance(job, len(view))
 
-        in_threads(copy, todo, threads=WRITERS, stop=watch.stop)
+        # In order where the file grows as it is written: what is put behind its end is first filled up with zeros there.
+        in_threads(copy, todo, threads=WRITERS if partial.reserved else 1, stop=watch.stop)
     return sum(written)
 
 
@@ -86,13 +88,16 @@ def _read_back(partial: Partial, entry: FileEntry, pieces_are_trusted: bool) -> 
     return bad
 
 
-def keep_times(partial: Partial, reader: ProvenReader) -> None:
-    """Give the file the time and mode that it has where its bytes come from, as far as the file system keeps them."""
+def keep_times(where: int | Path, reader: ProvenReader) -> None:
+    """Give a file (open, or by path) the time and mode that it has where its bytes come from, as far as the file system keeps them."""
     seen = next((source.stat for source in reader.candidates.values() if isinstance(source, LocalFile)), None)
     if seen is None:
         return
-    fd = partial.fileno()
     with contextlib.suppress(OSError):
-        os.fchmod(fd, seen.st_mode & 0o777)
+        now = os.stat(where)  # noqa: PTH116 (it may be a descriptor)
+        if now.st_mode & 0o777 != seen.st_mode & 0o777:
+            os.chmod(where, seen.st_mode & 0o777)  # noqa: PTH101
     with contextlib.suppress(OSError):
-        os.utime(fd, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+        # FAT counts in steps of two seconds.
+        if abs(now.st_mtime_ns - seen.st_mtime_ns) > 2 * 10**9 or isinstance(where, int):
+            os.utime(where, ns=(seen.st_atime_ns, seen.st_mtime_ns))

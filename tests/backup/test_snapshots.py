@@ -1,0 +1,168 @@
+"""Versions side by side: what did not change is shared, what rotted is never carried, nothing is overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from steelyard.backup import backup
+from steelyard.restore import restore
+from steelyard.standins.hub import LoopbackHub
+from steelyard.verify import verify
+from tests.backup.conftest import FILE, Plug, next_commit, on_drive
+from tests.conftest import World
+
+TWO = '["*.pt"]'
+
+
+@pytest.fixture
+def two_versions(world: World, hub: LoopbackHub, second: Path) -> tuple[str, str]:
+    """Commit one has the weights; commit two adds small ones beside them."""
+    world.configure(files=TWO)
+    from steelyard.download import download
+
+    assert download(world.site()).exit_code == 0
+    one = world.site().lock().models["mvdream"].commit
+    assert backup(world.site()).exit_code == 0
+    return one, next_commit(world, hub, {"extra.pt": second})
+
+
+def test_an_unchanged_file_of_a_new_commit_is_shared_and_costs_no_bytes(world: World, two_versions: tuple[str, str]) -> None:
+    one, two = two_versions
+    report = backup(world.site())
+    rows = {row.file: row for row in report.rows}
+    assert report.exit_code == 0
+    assert (rows[FILE].outcome, rows[FILE].facts["bytes_written"], rows[FILE].facts["shared"]) == ("copied", 0, "hard link")
+    assert rows["extra.pt"].facts["bytes_written"] > 0
+    old, new = (world.usb / "mvdream" / commit / FILE for commit in (one, two))
+    assert old.stat().st_ino == new.stat().st_ino
+    assert {row.outcome for row in verify(world.site(), copy="usb").rows} == {"ok"}
+    assert [row.outcome for row in backup(world.site()).rows] == ["unchanged", "unchanged"]
+
+
+def test_an_older_file_that_rotted_is_not_shared_but_copied_anew(world: World, two_versions: tuple[str, str]) -> None:
+    one, two = two_versions
+    old = world.usb / "mvdream" / one / FILE
+    seen = old.stat()
+    world.flip(old, 12_345_678)
+    os.utime(old, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    report = backup(world.site())
+    row = next(row for row in report.rows if row.file == FILE)
+    assert (report.exit_code, "shared" in row.facts, row.facts["bytes_written"]) == (0, False, seen.st_size)
+    new = world.usb / "mvdream" / two / FILE
+    assert hashlib.sha256(new.read_bytes()).hexdigest() == row.facts["sha256"]
+    assert new.stat().st_ino != seen.st_ino
+
+
+def test_mending_one_snapshot_never_changes_the_bytes_behind_the_other_name(world: World, two_versions: tuple[str, str]) -> None:
+    from steelyard.repair import repair
+
+    one, _two = two_versions
+    assert backup(world.site()).exit_code == 0
+    shared = world.usb / "mvdream" / one / FILE
+    world.flip(shared, 100)
+    assert repair(world.site(), copy="usb").exit_code == 0
+    assert {row.outcome for row in verify(world.site(), copy="usb").rows} == {"ok"}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["exfat", "btrfs"])
+def test_where_links_are_not_to_be_had_the_file_is_copied(world: World, hub: LoopbackHub, second: Path, plug: Plug, kind: str) -> None:
+    from steelyard.download import download
+
+    drive = plug(kind)
+    on_drive(world, drive, files=TWO)
+    assert download(world.site()).exit_code == 0
+    assert backup(world.site()).exit_code == 0
+    two = next_commit(world, hub, {"extra.pt": second})
+    report = backup(world.site())
+    row = next(row for row in report.rows if row.file == FILE)
+    assert report.exit_code == 0
+    assert (row.facts["bytes_written"] == 0) is (kind == "btrfs")
+    assert hashlib.sha256((drive.point / "models" / "mvdream" / two / FILE).read_bytes()).hexdigest() == row.facts["sha256"]
+
+
+def test_any_snapshot_can_be_restored_elsewhere(world: World, two_versions: tuple[str, str], tmp_path: Path) -> None:
+    one, two = two_versions
+    assert backup(world.site()).exit_code == 0
+    for commit, files in ((one, [FILE]), (two, ["extra.pt", FILE])):
+        back = restore(world.site(), "mvdream", source="usb", revision=commit[:8], into=tmp_path / commit)
+        assert (back.exit_code, sorted(row.file for row in back.rows)) == (0, files)
+        assert sorted(path.name for path in (tmp_path / commit).iterdir()) == files
+
+
+def test_nothing_on_the_replica_is_deleted_when_the_source_shrinks(world: World, hub: LoopbackHub, two_versions: tuple[str, str]) -> None:
+    assert backup(world.site()).exit_code == 0
+    before = {path: path.stat().st_ino for path in world.usb.rglob("*.pt")}
+    next_commit(world, hub, {"extra.pt": None})
+    assert backup(world.site()).exit_code == 0
+    assert {path: path.stat().st_ino for path in before if path.exists()} == before
+
+
+def test_a_replica_file_that_rotted_is_left_as_it_is_and_repair_is_named(held: World) -> None:
+    assert backup(held.site()).exit_code == 0
+    there = next(held.usb.glob(f"mvdream/*/{FILE}"))
+    held.flip(there, 9_000_000)
+    bad = there.read_bytes()
+    done = held.run("backup")
+    assert (done.code, done.rows[0]["action"]) == (1, "refused")
+    assert "steelyard repair mvdream --copy usb" in done.errors[0]["hint"]
+    assert there.read_bytes() == bad
+    assert held.run("repair", "--copy", "usb").code == 0
+    assert held.run("backup").rows[0]["action"] == "unchanged"
+
+
+def test_a_source_that_changes_while_it_is_copied_is_refused(held: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from steelyard.copies.base import ProvenReader
+
+    read = ProvenReader.read_piece
+
+    def meddle(self: ProvenReader, index: int, buffer: memoryview) -> memoryview:
+        if index == 2:
+            with held.weights.open("r+b") as file:
+                file.seek(17 << 20)
+                file.write(b"another program writes here")
+        return read(self, index, buffer)
+
+    monkeypatch.setattr(ProvenReader, "read_piece", meddle)
+    report = backup(held.site())
+    assert (report.exit_code, report.rows[0].outcome, report.errors[0].code) == (1, "refused", "source-corrupt")
+    assert not list(held.usb.glob("mvdream/*/*")), "nothing stands under a final name"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("copied_before", [False, True])
+def test_a_source_that_rotted_below_the_file_system_never_reaches_a_replica(
+    world: World, plug: Plug, checkpoint: Path, copied_before: bool
+) -> None:
+    """Bytes change on the medium itself: size, times and inode stay as they were."""
+    from steelyard.download import download
+
+    drive = plug("ext4", 120)
+    text = world.config.read_text().replace(f'models = "{world.models}"', f'models = "{drive.point}/models"')
+    world.config.write_text(text)
+    assert download(world.site()).exit_code == 0
+    weights = drive.point / "models" / FILE
+    if copied_before:
+        assert backup(world.site()).exit_code == 0
+    kept = {path: path.read_bytes() for path in world.usb.rglob("*.pt")}
+    before = weights.stat()
+    needle = checkpoint.read_bytes()[12_000_000:12_000_064]
+    assert drive.rot(needle, b"\xff" * 8) >= 1
+    after = weights.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ctime_ns, after.st_ino) == (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+        before.st_ino,
+    )
+
+    done = world.run("backup")
+    assert (done.code, done.rows[0]["action"], done.errors[0]["code"]) == (1, "refused", "source-corrupt")
+    assert "steelyard repair mvdream" in done.errors[0]["hint"]
+    assert {path: path.read_bytes() for path in world.usb.rglob("*.pt")} == kept
+    assert world.run("repair").code == 0
+    assert world.run("backup").code == 0
