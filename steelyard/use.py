@@ -36,12 +36,8 @@ def weights(model: str, file: str | None = None, *, config: Path | None = None) 
         finding = site.store.judge(manifest, entry, Look())
         site.history.record("store", model, manifest.commit, entry.path, finding)
     if not finding.ok:
-        raise Corrupt(
-            path=site.store.where(manifest, entry.path),
-            why=f"{finding.verdict} {finding.why}",
-            ranges=finding.bad_ranges,
-            hint=f"run: steelyard repair {model}",
-        )
+        where = site.store.where(manifest, entry.path)
+        raise Corrupt(path=where, why=f"{finding.verdict} {finding.why}", ranges=finding.bad_ranges, hint=f"run: steelyard repair {model}")
     return site.store.path_of(manifest, entry.path)
 
 
