@@ -160,7 +160,7 @@ class S3Proxy:
         try:
             yield
         finally:
-            with self._lock:
+            with self._lock, contextlib.suppress(ValueError):  # clear() may have come first
                 self._rules.remove(rule)
 
     def clear(self) -> None:
