@@ -68,7 +68,7 @@ def hub_of(root: Path) -> Iterator[str]:
 def make_file(path: Path, size_bytes: int) -> None:
     """Bytes that no file system compresses or shares."""
     path.parent.mkdir(parents=True)
-    block = bytearray(random.Random(1).randbytes(16 << 20))  # noqa: S311
+    block = bytearray(random.Random(1).randbytes(16 << 20))
     with path.open("wb") as out:
         for number in range(0, size_bytes, len(block)):
             block[:8] = number.to_bytes(8, "little")

@@ -202,8 +202,11 @@ def allocate(fd: int, size_bytes: int, place: Path) -> bool:
     return True
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write *data* under a hidden name, fsync, rename to *path*, fsync the folder: either the old file or the new, never half of one."""
+def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, fsync_parent: bool = True) -> None:
+    """Write *data* under a hidden name, fsync, rename to *path*, fsync the folder: either the old file or the new, never half of one.
+
+    Who writes many files into a folder does the folder's fsync once, at the end (*fsync_parent*).
+    """
     partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
     with errors_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +220,8 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        fsync_folder(path.parent)
+        if fsync_parent:
+            fsync_folder(path.parent)
 
 
 def fsync_folder(path: Path) -> None:

@@ -20,7 +20,7 @@ def use_bounded_client(timeout_s: float) -> None:
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
-    class Bounded(httpx2.SyncByteStream):
+    class Bounded(httpx2.SyncByteStream):  # type: ignore[misc]
         """A body that comes to an end. Not a generator: closing it must reach the connection."""
 
         def __init__(self, body: Any, host: str) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from steelyard.config import Config, Views
-from steelyard.copies.base import Brought, CopyKind, ProvenReader
+from steelyard.copies.base import Brought, CopyKind, ProvenReader, corrupt
 from steelyard.copies.folder import FolderCopy
 from steelyard.disk import device_of, errors_of, fsync_folder, make_folder, probe_write, publish, write_atomically
 from steelyard.errors import Refused
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import confine
+from steelyard.pieces import in_threads
+from steelyard.source import read_at
+from steelyard.watch import current_watch
 
+SMALL_AT_ONCE = 8
 _FICLONE = 0x40049409
 
 
@@ -74,16 +80,26 @@ class HubCache(FolderCopy):
 
     def link(self, manifest: Manifest, path: str) -> None:
         """Point snapshots/<commit>/<path> at the blob, relatively, as the library does; replaced in one step."""
-        if self.holds_link(manifest, path):
-            return
-        link, blob = self.link_of(manifest, path), self.path_of(manifest, path)
-        make_folder(link.parent)
-        with errors_of(link):
-            fresh = link.with_name(f".{link.name[:200]}.{os.getpid()}.link")
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(os.path.relpath(blob, link.parent))
-            os.replace(fresh, link)
-            fsync_folder(link.parent)
+        self._links(manifest, [path])
+
+    def link_all(self, manifest: Manifest) -> None:
+        self._links(manifest, [entry.path for entry in manifest.files])
+
+    def _links(self, manifest: Manifest, paths: Sequence[str]) -> None:
+        changed: set[Path] = set()
+        for path in paths:
+            if self.holds_link(manifest, path):
+                continue
+            link, blob = self.link_of(manifest, path), self.path_of(manifest, path)
+            make_folder(link.parent)
+            with errors_of(link):
+                fresh = link.with_name(f".{link.name[:200]}.{os.getpid()}.link")
+                fresh.unlink(missing_ok=True)
+                fresh.symlink_to(os.path.relpath(blob, link.parent))
+                os.replace(fresh, link)
+            changed.add(link.parent)
+        for folder in changed:
+            fsync_folder(folder)
 
     def share(self, manifest: Manifest, entry: FileEntry, source: Path) -> str:
         """Make the blob from the store's proven file without copying bytes, where `views` asks for it. What was done, or "" when it must be copied.
@@ -105,8 +121,51 @@ class HubCache(FolderCopy):
                 return ""
             hint = 'set views = "copy" (or "auto") in the config'
             raise Refused(why=f"views = {self.views!r}, but {self.root} can't share bytes with {source} that way", hint=hint)
+        self._clear(blob, entry)
         publish(staged, blob)
         return how
+
+    def _clear(self, blob: Path, entry: FileEntry) -> None:
+        """A blob that is not what its name says is evidence; a link to one that repos share is just taken away."""
+        if blob.is_symlink() or blob.exists():
+            self._make_way(blob, entry, self.ours)
+
+    def can_reflink(self, models: Path) -> bool:
+        """Whether a file of the store could share its blocks with one here; found out by doing it with a small one."""
+        if device_of(models) != device_of(self.root):
+            return False
+        probe = make_folder(self.ours / "staging") / f"reflink-probe-{os.getpid()}"
+        try:
+            write_atomically(probe, b"probe" * 1000)
+            return _reflink(probe, probe.with_suffix(".clone"))
+        finally:
+            probe.unlink(missing_ok=True)
+            probe.with_suffix(".clone").unlink(missing_ok=True)
+
+    def bring_small(self, manifest: Manifest, entries: Sequence[FileEntry], store: FolderCopy) -> None:
+        """The blobs of small files, several at once: proven in memory, written, fsynced, renamed.
+
+        :raises Corrupt: when the store's file is not what its manifest says.
+        """
+        staging = make_folder(self.ours / "staging")
+
+        def one(entry: FileEntry) -> None:
+            blob = self.path_of(manifest, entry.path)
+            with store.open(manifest, entry) as source:
+                content = read_at(source, 0, source.size_bytes)
+            if hashlib.sha256(content).hexdigest() != entry.sha256:
+                raise corrupt(entry.path, [(0, entry.size_bytes)], "it changed in the store since it was proven")
+            staged = staging / f"view-{entry.etag[:40]}"
+            write_atomically(staged, content, fsync_parent=False)
+            self._clear(blob, entry)
+            with errors_of(blob):
+                blob.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(staged, blob)
+
+        by_blob = {self.path_of(manifest, entry.path): entry for entry in entries}
+        in_threads(one, list(by_blob.values()), threads=SMALL_AT_ONCE, stop=current_watch().stop)
+        for folder in {blob.parent for blob in by_blob}:
+            fsync_folder(folder)
 
     def bring(self, manifest: Manifest, entry: FileEntry, reader: ProvenReader) -> Brought:
         brought = super().bring(manifest, entry, reader)

@@ -104,6 +104,11 @@ class Line:
         with self._lock:
             self._addresses.pop(file.path, None)
 
+    def offers_xet(self, file: LockedFile) -> bool:
+        """Whether the last address of *file* said that the Hub keeps it in Xet."""
+        known = self._addresses.get(file.path)
+        return known is not None and known.xet
+
     def _resolve(self, file: LockedFile, born: int) -> Address:
         url, xet = self.url(file.path), False
         for _ in range(MAX_REDIRECTS):

@@ -64,8 +64,11 @@ class Manifest:
 
     def with_file(self, entry: FileEntry) -> Manifest:
         """The same manifest with *entry* added or replaced; files stay sorted by path."""
-        rest = [old for old in self.files if old.path != entry.path]
-        files = tuple(sorted([*rest, entry], key=lambda one: one.path))
+        return self.with_files([entry])
+
+    def with_files(self, entries: Iterable[FileEntry]) -> Manifest:
+        known = {entry.path: entry for entry in [*self.files, *entries]}
+        files = tuple(known[path] for path in sorted(known))
         return Manifest(self.model, self.repo_id, self.revision, self.commit, files, self.created_at)
 
     @property

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,22 +19,24 @@ from steelyard.disk import errors_of, make_folder
 from steelyard.errors import Busy
 from steelyard.manifest import utc_now
 from steelyard.names import slug
+from steelyard.watch import current_watch
 
 
 @contextmanager
-def locked(folder: Path, what: str, verb: str) -> Iterator[None]:
+def locked(folder: Path, what: str, verb: str, *, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the lock of *what* (a copy and a model, say) while the block runs.
 
-    :raises Busy: at once when another run holds it, saying who. :raises ReadOnly:
+    :raises Busy: when another run holds it for longer than *wait_s*, saying who. :raises ReadOnly:
     """
     path = make_folder(folder) / f"{slug(what)}.lock"
     with errors_of(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Busy(what=what, holder=_holder(path)) from error
+        until = time.monotonic() + wait_s
+        while not _taken(fd, path):
+            if time.monotonic() >= until:
+                raise Busy(what=what, holder=_holder(path))
+            current_watch().pause(0.05)
         holder = {"verb": verb, "host": socket.gethostname(), "pid": os.getpid(), "since": utc_now()}
         with errors_of(path):
             os.ftruncate(fd, 0)
@@ -42,6 +45,15 @@ def locked(folder: Path, what: str, verb: str) -> Iterator[None]:
     finally:
         # The file stays: removing it would let a third run lock a name that the second no longer holds.
         os.close(fd)
+
+
+def _taken(fd: int, path: Path) -> bool:
+    with errors_of(path):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def _holder(path: Path) -> str:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from steelyard.line import Line
 
 
+RECORD_WAIT_S = 30.0
+"""Records that all models share are written in milliseconds; who holds one longer is stuck."""
+
+
 class Site:
     """Everything a verb works on. Opening it touches neither the network nor any drive."""
 
@@ -63,7 +67,14 @@ class Site:
         return held
 
     def agree(self, model: str, locked_model: LockedModel) -> None:
-        write_lock(self.lock_path, self.lock().with_model(model, locked_model))
+        # Read, changed and written in one go: two runs that each agree on a model of their own must not undo one another's line.
+        with locked(self.store.ours / "locks", "the lock file", "agree", wait_s=RECORD_WAIT_S):
+            write_lock(self.lock_path, self.lock().with_model(model, locked_model))
+
+    def write_model_info(self) -> None:
+        """model_info.json of everything that is held now."""
+        with locked(self.store.ours / "locks", "model_info.json", "record", wait_s=RECORD_WAIT_S):
+            self.store.write_model_info(self.held_manifests())
 
     def manifest(self, model: str, commit: str) -> Manifest:
         """The store's manifest of *model* at *commit*, or an empty one; never one that contradicts the lock.
