@@ -5,19 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from steelyard.copies.base import Copy, Finding, Look, ProvenReader, Rotten, piece_holds
-from steelyard.errors import BadRecord, Corrupt, Missing, Refused, SteelyardError
+from steelyard.copies.folder import FolderCopy
+from steelyard.copies.judging import is_cached
+from steelyard.errors import BadRecord, Missing, Refused, SteelyardError
+from steelyard.into_store import fetch_file
+from steelyard.localise import lost_tensors
 from steelyard.lock import LockedModel
 from steelyard.manifest import FileEntry, Manifest
+from steelyard.mending import RunningSha
+from steelyard.pieces import MIB, merge_ranges
 from steelyard.report import Report, Row
 from steelyard.restore import candidates, known_manifest
 from steelyard.site import Site
+from steelyard.source import ByteSource, LocalFile
 from steelyard.steps import Run, run_here
 from steelyard.verify import finish_switch, judge_by_lock, judge_files
 
 log = logging.getLogger("steelyard")
 
+LARGE_BYTES = 256 * MIB
 MENDABLE = {"corrupt", "missing", "unreadable"}
 
 
@@ -64,18 +73,22 @@ def _repair_model(site: Site, model: str, name: str, dry_run: bool, report: Repo
     if locked is None:
         raise Missing(path=model, hint=f"never downloaded; run: steelyard download {model}")
     for commit in _commits(where, model, name, locked):
-        manifest, trusted = _manifest(site, model, commit, locked, {**others, **({name: where} if name in site.replicas else {})})
+        if commit == locked.commit and name == "store":
+            _rebuild_manifest(site, model, locked, others, dry_run, report, run)
+        manifest, trusted = known_manifest(site, model, commit, locked, {**others, **({name: where} if name in site.replicas else {})})
         if not trusted and not dry_run and name == "store":
             # Our own record was lost: a replica's is as good once its files have proven right, which mending does by SHA-256.
             site.store.seal(manifest)
         mended = False
         for entry in manifest.files:
-            finding = run(judge_files, site, name, manifest, [entry], Look(depth="deep"))[entry.path]
-            if finding.verdict not in MENDABLE:
-                verdict = "nothing-to-do" if finding.ok else "beyond-repair"
-                report.rows.append(_row(where, manifest, entry, verdict, 0, (), finding, 0 if finding.ok else 1))
-                continue
-            row = run(mend_file, site, name, manifest, trusted, entry, finding, list(others), dry_run)
+            with contextlib.ExitStack() as stack:
+                running = None if dry_run else _begin_sha(where, manifest, entry, stack)
+                finding = run(judge_files, site, name, manifest, [entry], Look(depth="deep"))[entry.path]
+                if finding.verdict not in MENDABLE:
+                    verdict = "nothing-to-do" if finding.ok else "beyond-repair"
+                    report.rows.append(_row(where, manifest, entry, verdict, 0, (), finding, 0 if finding.ok else 1))
+                    continue
+                row = run(mend_file, site, name, manifest, trusted, entry, finding, list(others), dry_run, running)
             mended = mended or row.outcome == "repaired"
             report.rows.append(row)
         if dry_run:
@@ -88,13 +101,51 @@ def _commits(where: Copy, model: str, name: str, locked: LockedModel) -> list[st
     return (where.commits(model) or [locked.commit]) if name not in {"store", "hub-cache"} else [locked.commit]
 
 
-def _manifest(site: Site, model: str, commit: str, locked: LockedModel, copies: dict[str, Copy]) -> tuple[Manifest, bool]:
-    """The manifest to judge by; one that was lost is made anew from local bytes that the lock proves, else taken from a copy."""
-    if commit == locked.commit:
-        unknown = [file for file in locked.files if site.manifest(model, commit).get(file.path) is None]
-        if unknown:
-            judge_by_lock(site, model, locked, unknown)
-    return known_manifest(site, model, commit, locked, copies)
+def _rebuild_manifest(
+    site: Site, model: str, locked: LockedModel, others: dict[str, Copy], dry_run: bool, report: Report, run: Run
+) -> None:
+    """Our record of pieces was lost: it is made anew from bytes that the lock proves. A file that proves wrong, and whose pieces no copy knows either,
+    is fetched again, less what its archive's own CRCs call sound.
+    """
+    unknown = [file for file in locked.files if site.manifest(model, locked.commit).get(file.path) is None]
+    if not unknown:
+        return
+    found = judge_by_lock(site, model, locked, unknown)
+    wrong = [file for file in unknown if not found[file.path].ok]
+    if not wrong or dry_run or _some_copy_knows(site, model, locked, others):
+        return
+    for file in wrong:
+        with report.collecting():
+            got = run(fetch_file, site, model, locked, file)
+            facts = {
+                "action": "repaired",
+                "bytes_moved": got.bytes_fetched,
+                "sources": ["hub"],
+                "commit": locked.commit,
+                "found": found[file.path].verdict,
+            }
+            report.rows.append(Row(model, file.path, "store", str(site.store.path_of_model(model, file.path)), facts))
+
+
+def _some_copy_knows(site: Site, model: str, locked: LockedModel, others: dict[str, Copy]) -> bool:
+    try:
+        return len(known_manifest(site, model, locked.commit, locked, others)[0].files) == len(locked.files)
+    except SteelyardError:
+        return False
+
+
+def _begin_sha(where: Copy, manifest: Manifest, entry: FileEntry, stack: contextlib.ExitStack) -> RunningSha | None:
+    """Begin the whole SHA-256 of a large file that lies in memory, beside its judging: it is what a mending waits for longest."""
+    if not isinstance(where, FolderCopy) or entry.size_bytes < LARGE_BYTES:
+        return None
+    try:
+        path = where.path_of(manifest, entry.path)
+        with LocalFile(path) as source:
+            if not is_cached(source):
+                return None
+    except SteelyardError:
+        return None
+    return stack.enter_context(RunningSha(path, entry))
 
 
 def _records(site: Site, where: Copy, name: str, manifest: Manifest, mended: bool) -> None:
@@ -141,7 +192,15 @@ def _row(
 
 
 def mend_file(
-    site: Site, name: str, manifest: Manifest, trusted: bool, entry: FileEntry, finding: Finding, others: Sequence[str], dry_run: bool
+    site: Site,
+    name: str,
+    manifest: Manifest,
+    trusted: bool,
+    entry: FileEntry,
+    finding: Finding,
+    others: Sequence[str],
+    dry_run: bool,
+    running: RunningSha | None,
 ) -> Row:
     """Step: mend one file of one copy. beyond-repair (exit 1) when a bad piece is good nowhere; the file is then as it was."""
     where = site.copies[name]
@@ -154,23 +213,49 @@ def mend_file(
             # A partial or the readable pieces of the file itself are nearer than any other copy.
             with contextlib.suppress(SteelyardError):
                 reader.candidates = {name: where.open(manifest, entry), **sources}
-        moved = where.mend(manifest, entry, finding, reader)
+        # Only a folder's mending can use a SHA-256 that runs already.
+        more = (running,) if isinstance(where, FolderCopy) else ()
+        moved = where.mend(manifest, entry, finding, reader, *more)
     except Rotten as rotten:
         for error in rotten.errors:
             if error.transient:
                 raise error from rotten
-        why = str(rotten)
-        return _row(where, manifest, entry, "beyond-repair", 0, (), finding, 1, why)
+        return _beyond(where, manifest, entry, finding, reader)
     finally:
         reader.close()
     used = sorted((one for one in reader.used_bytes if one != name), key=lambda one: -reader.used_bytes[one])
-    after = judge_files(site, name, manifest, [entry], Look())[entry.path] if name != "hub-cache" else Finding("ok")
-    if not after.ok:
-        raise Corrupt(
-            path=where.where(manifest, entry.path), why=f"still {after.verdict} after mending ({after.why})", ranges=after.bad_ranges
-        )
+    # Mending has proven what it wrote, and the whole by its SHA-256; what is left to note is how the file lies now.
+    quick = where.judge(manifest, entry, Look("quick"), None)
+    site.history.record(
+        name, manifest.model, manifest.commit, entry.path, Finding("ok", proof="mended, sha256 of the whole", stat=quick.stat)
+    )
     log.warning("%s · %s in %s: mended %d bytes from %s", manifest.model, entry.path, name, moved, ", ".join(used) or "itself")
     return _row(where, manifest, entry, "repaired", moved, used, finding)
+
+
+def _beyond(where: Copy, manifest: Manifest, entry: FileEntry, finding: Finding, reader: ProvenReader) -> Row:
+    """No copy has some piece: which bytes are lost, and which tensors they belong to."""
+    local = {name: source for name, source in reader.candidates.items() if name != "hub"}
+    lost = merge_ranges(
+        where_
+        for index, where_ in enumerate(entry.ranges)
+        if any(where_[0] < hi and lo < where_[1] for lo, hi in finding.bad_ranges)
+        and not any(_holds(one, entry, index) for one in local.values())
+    )
+    row = _row(
+        where, manifest, entry, "beyond-repair", 0, (), finding, 1, f"{len(lost)} ranges are good in none of {', '.join(reader.candidates)}"
+    )
+    tensors: list[str] = []
+    with contextlib.suppress(SteelyardError), contextlib.closing(where.open(manifest, entry)) as source:
+        tensors = lost_tensors(source, lost)
+    return replace(row, facts={**row.facts, "lost_ranges": [list(one) for one in lost], "lost_tensors": tensors})
+
+
+def _holds(source: ByteSource, entry: FileEntry, index: int) -> bool:
+    try:
+        return piece_holds(source, entry, index)
+    except SteelyardError:
+        return False
 
 
 def _price(where: Copy, manifest: Manifest, entry: FileEntry, finding: Finding, reader: ProvenReader) -> Row:
@@ -180,7 +265,7 @@ def _price(where: Copy, manifest: Manifest, entry: FileEntry, finding: Finding, 
         if finding.verdict != "missing" and not any(start < hi and lo < end for lo, hi in finding.bad_ranges):
             continue
         for name, source in reader.candidates.items():
-            if name == "hub" or piece_holds(source, entry, index):
+            if name == "hub" or _holds(source, entry, index):
                 used[name] = used.get(name, 0) + end - start
                 moved += end - start
                 break

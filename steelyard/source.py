@@ -85,6 +85,10 @@ class LocalFile:
             done += got
         return done
 
+    def read_ahead(self, offset: int, length: int) -> None:
+        """Ask the kernel to fetch a range into memory meanwhile; returns at once."""
+        os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     def forget_cache(self, offset: int = 0, length: int = 0) -> None:
         """Drop the clean pages of a range (whole file by default), so that the next read comes from the medium."""
         os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)

@@ -9,6 +9,7 @@ from steelyard.batches import batches
 from steelyard.copies.base import Copy, Finding, Look
 from steelyard.copies.folder import FolderCopy
 from steelyard.errors import BadRecord, Missing, Refused, SteelyardError, WrongType
+from steelyard.localise import suspect_ranges
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.pieces import digest_source
@@ -202,6 +203,7 @@ def by_digest(store: FolderCopy, model: str, file: LockedFile) -> tuple[Finding,
     """Judge one file by its published digest alone: right or wrong as a whole."""
     path = store.path_of(Manifest(model, "", "", "", ()), file.path)
     whole = ((0, file.size_bytes),)
+    how = "sha256 of the whole" if file.sha256 else "git sha1 of the whole"
     try:
         with LocalFile(path) as source:
             if source.size_bytes != file.size_bytes:
@@ -209,6 +211,12 @@ def by_digest(store: FolderCopy, model: str, file: LockedFile) -> tuple[Finding,
             watch = current_watch()
             with watch.job(f"verify {file.path}", file.size_bytes) as job:
                 digests = digest_source(source, stop=watch.stop, on_bytes=lambda n: watch.advance(job, n), git=not file.sha256)
+            if (digests.sha256 if file.sha256 else digests.git_sha1) != file.etag:
+                suspect = suspect_ranges(source, file.size_bytes)
+                why = "it is not what the Hub published; no record says which bytes"
+                if suspect != whole:
+                    why = "it is not what the Hub published; the archive's own CRCs say where"
+                return Finding("corrupt", suspect, how, why, file.size_bytes), None
     except Missing:
         return Finding("missing", proof="presence"), None
     except WrongType as error:
@@ -217,7 +225,4 @@ def by_digest(store: FolderCopy, model: str, file: LockedFile) -> tuple[Finding,
         if error.exit_code != 1:
             raise
         return Finding("unreadable", tuple(getattr(error, "ranges", ()) or whole), "sha256", error.message), None
-    how = "sha256 of the whole" if file.sha256 else "git sha1 of the whole"
-    if (digests.sha256 if file.sha256 else digests.git_sha1) != file.etag:
-        return Finding("corrupt", whole, how, "it is not what the Hub published; no record says which bytes", file.size_bytes), None
     return Finding("ok", proof=how, bytes_read=file.size_bytes), FileEntry.of(file.path, digests, file.etag)

@@ -6,7 +6,7 @@ from tasks.twins import twin
 twin(
     mend_file,
     "mend a file",
-    lambda site, name, manifest, trusted, entry, finding, others, dry_run: (
+    lambda site, name, manifest, trusted, entry, finding, others, dry_run, running: (
         f"{'price mending' if dry_run else 'mend'} {manifest.model} in {name} · {entry.path}"
     ),
     "repair",
