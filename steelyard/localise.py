@@ -61,5 +61,6 @@ def lost_tensors(source: ByteSource, lost: Sequence[Range]) -> list[str]:
     try:
         tensors = inspect(source).tensors
     except SteelyardError:
-        spans = [(tensor.name, tensor.offset, tensor.offset + tensor.nbytes) for tensor in tensors if tensor.offset is not None]
+        return []
+    spans = [(tensor.name, tensor.offset, tensor.offset + tensor.nbytes) for tensor in tensors if tensor.offset is not None]
     return [name for name, first, last in spans if any(first < end and start < last for start, end in lost)]

@@ -91,8 +91,37 @@ def test_a_piece_that_is_good_nowhere_is_beyond_repair_and_nothing_is_touched(he
     held.hub.delete_repo("MVDream/MVDream")
     before = sha256(held.weights)
     done = held.run("repair")
-    assert (done.code, done.of(FILE)["action"]) == (1, "beyond-repair")
+    row = done.of(FILE)
+    assert (done.code, row["action"], row["lost_ranges"]) == (1, "beyond-repair", [[0, PIECE]])
     assert sha256(held.weights) == before
+
+
+def test_what_is_lost_for_good_is_named_by_tensor(held: World) -> None:
+    for path in (held.weights, blob(held), on_usb(held)):
+        held.flip(path, PIECE + (4 << 20))
+    held.hub.delete_repo("MVDream/MVDream")
+    row = held.run("repair").of(FILE)
+    assert row["lost_ranges"] == [[PIECE, 2 * PIECE]]
+    assert "model.diffusion_model.l5.weight" in row["lost_tensors"]
+    assert len(row["lost_tensors"]) < 7
+
+
+def test_without_any_record_of_pieces_the_archives_own_crcs_keep_what_is_sound(held: World) -> None:
+    right = sha256(held.weights)
+    shutil.rmtree(held.models / ".steelyard")
+    shutil.rmtree(held.usb)
+    shutil.rmtree(held.home / "hf")
+    held.flip(held.weights, PIECE + (4 << 20))
+    found = held.run("verify").of(FILE)
+    assert (found["verdict"], len(found["bad_ranges"])) == ("corrupt", 1)
+    assert found["bad_ranges"][0][0] <= PIECE + (4 << 20) < found["bad_ranges"][0][1]
+    assert found["bad_ranges"] != [[0, held.weights.stat().st_size]]
+    held.hub.reset_counters()
+    done = held.run("repair")
+    assert done.code == 0, done.stdout
+    assert sha256(held.weights) == right
+    assert held.hub.bytes_sent("cdn") < PIECE
+    assert held.run("verify").code == 0
 
 
 def test_a_replica_is_repaired_the_same_way(held: World) -> None:
