@@ -21,7 +21,7 @@ from steelyard.manifest import FileEntry, Manifest
 
 pytestmark = pytest.mark.s3
 FILE = "weights.pt"
-DATA = random.Random(2).randbytes(3 * PART + 4321)
+DATA = random.Random(2).randbytes(2 * PART + 4321)
 ENTRY = entry_of(FILE, DATA)
 MANIFEST = manifest_of(ENTRY)
 
@@ -58,7 +58,7 @@ def forget(s3: S3Kind) -> None:
 
 
 def test_another_machine_goes_on_with_the_parts_that_match_its_own_bytes(s3: S3Kind) -> None:
-    interrupted(s3, 2 * PART + PIECE)
+    interrupted(s3, PART + PIECE)
     forget(s3)
     source = Bytes(DATA)
     brought = s3.copy().bring(MANIFEST, ENTRY, reader_of(ENTRY, source))
@@ -70,7 +70,7 @@ def test_another_machine_goes_on_with_the_parts_that_match_its_own_bytes(s3: S3K
 
 
 def test_the_same_machine_does_not_read_what_it_sent(s3: S3Kind) -> None:
-    interrupted(s3, 2 * PART + PIECE)
+    interrupted(s3, PART + PIECE)
     source = Bytes(DATA)
     s3.copy().bring(MANIFEST, ENTRY, reader_of(ENTRY, source))
     assert source.bytes_read <= len(DATA) - PART
@@ -78,7 +78,7 @@ def test_the_same_machine_does_not_read_what_it_sent(s3: S3Kind) -> None:
 
 @pytest.mark.parametrize("machine", ["the same", "another"])
 def test_a_listed_part_with_other_bytes_is_sent_again(s3: S3Kind, machine: str) -> None:
-    interrupted(s3, 2 * PART + PIECE)
+    interrupted(s3, PART + PIECE)
     ((key, upload),) = s3.open_uploads()
     s3.client.upload_part(Bucket=s3.bucket, Key=key, UploadId=upload, PartNumber=1, Body=bytes(PART))
     if machine == "another":
@@ -88,7 +88,7 @@ def test_a_listed_part_with_other_bytes_is_sent_again(s3: S3Kind, machine: str) 
 
 
 def test_an_upload_with_another_part_size_is_of_no_use_and_aborted(s3: S3Kind) -> None:
-    interrupted(s3, 2 * PART)
+    interrupted(s3, PART)
     s3.extra = {"part_size": 2 * PART}
     assert bring(s3).action == "copied"
     assert s3.leftovers() == []
@@ -357,7 +357,7 @@ def test_only_the_changed_parts_of_a_new_revision_are_sent(s3: S3Kind) -> None:
 
 def test_a_part_that_moved_is_found_where_it_is_now(s3: S3Kind) -> None:
     snapshot(s3, DATA, "a" * 40)
-    moved = random.Random(3).randbytes(PART) + DATA[: 2 * PART]
+    moved = random.Random(3).randbytes(PART) + DATA[:PART]
     replica, manifest, entry, brought = snapshot(s3, moved, "b" * 40)
     assert brought.bytes_written == PART
     assert replica.judge(manifest, entry, Look("deep")).ok
