@@ -82,8 +82,8 @@ class HubCache(FolderCopy):
         """Point snapshots/<commit>/<path> at the blob, relatively, as the library does; replaced in one step."""
         self._links(manifest, [path])
 
-    def link_all(self, manifest: Manifest) -> None:
-        self._links(manifest, [entry.path for entry in manifest.files])
+    def link_all(self, manifest: Manifest, entries: Sequence[FileEntry]) -> None:
+        self._links(manifest, [entry.path for entry in entries])
 
     def _links(self, manifest: Manifest, paths: Sequence[str]) -> None:
         changed: set[Path] = set()

@@ -81,7 +81,8 @@ def _fetched(site: Site, file: LockedFile, old: Path, lines: Sequence[Line]) -> 
     from steelyard.xet import fetch_by_library, only_by_library
 
     settings, ours = site.config.hub, site.store.ours
-    hub = HubFile(lambda: lines, file, patience_s=settings.patience)
+    # What may be saved is not worth waiting for: in bad weather the fetch itself does that.
+    hub = HubFile(lambda: lines, file, patience_s=min(settings.patience, 5.0))
     try:
         fetched = fetch(
             lines,

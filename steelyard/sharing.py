@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from steelyard.copies.base import Look, ProvenReader
+from steelyard.copies.base import Look, ProvenReader, Rotten, corrupt
 from steelyard.fetch import SMALL_BYTES
 from steelyard.lock import LockedModel
 from steelyard.manifest import FileEntry, Manifest
@@ -16,7 +16,7 @@ log = logging.getLogger("steelyard")
 
 
 def share_views(site: Site, model: str, locked: LockedModel, entries: Sequence[FileEntry]) -> Manifest:
-    """Complete the manifest, make every file resolvable from the hub cache, and write model_info.json.
+    """Complete the manifest, make every one of *entries* (proven in the store just now) resolvable from the hub cache, and write model_info.json.
 
     What lies in the cache already stays when it proves right; what does not is set aside and made anew, never shared.
     :raises Refused: when `views` asks for what the file system can't. :raises NoSpace: the store is whole all the same.
@@ -27,19 +27,20 @@ def share_views(site: Site, model: str, locked: LockedModel, entries: Sequence[F
         manifest = manifest.with_files(missing)
         site.store.seal(manifest)
     try:
-        _fill_cache(site, manifest)
+        wanted = {entry.path for entry in entries}
+        _fill_cache(site, manifest, [entry for entry in manifest.files if entry.path in wanted])
     finally:
         site.write_model_info()
     return manifest
 
 
-def _fill_cache(site: Site, manifest: Manifest) -> None:
-    if not manifest.files:
+def _fill_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry]) -> None:
+    if not entries:
         return
     cache, watch = site.hub_cache, current_watch()
     cache.ready(write=True)
     small: list[FileEntry] = []
-    for entry in manifest.files:
+    for entry in entries:
         watch.check()
         blob = cache.path_of(manifest, entry.path)
         if blob.is_file() and cache.judge(manifest, entry, Look()).ok:
@@ -52,8 +53,10 @@ def _fill_cache(site: Site, manifest: Manifest) -> None:
             reader = ProvenReader(entry, {"store": site.store.open(manifest, entry)})
             try:
                 cache.bring(manifest, entry, reader)
+            except Rotten as error:
+                raise corrupt(entry.path, [error.where], "it changed in the store since it was proven") from error
             finally:
                 reader.close()
     cache.bring_small(manifest, small, site.store)
-    cache.link_all(manifest)
+    cache.link_all(manifest, entries)
     cache.seal(manifest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -21,6 +22,8 @@ log = logging.getLogger("steelyard.fetch")
 SPAN_BYTES = 32 * MIB
 """The most that one request asks for: long enough that its round trip does not count."""
 LEAST_SPAN_BYTES = 4 * MIB
+BLOCK_S = 2.0
+"""On a slow line a block is written and journaled after this time, however little it is: a kill costs seconds, not megabytes."""
 IGNORED_RANGES_ALLOWED = 2
 """How often a server may answer a range with the whole file before it is believed that it knows no ranges."""
 
@@ -147,7 +150,8 @@ class Transfer:
             start, filled = stream.at, 0
             block = buffer[: min(BLOCK_BYTES - start % BLOCK_BYTES, stream.end - start)]
             try:
-                while filled < len(block):
+                until = time.monotonic() + BLOCK_S
+                while filled < len(block) and time.monotonic() < until:
                     got = stream.readinto(block[filled:])
                     filled += got
                     self._count(got, new=True)
