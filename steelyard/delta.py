@@ -66,7 +66,8 @@ def plan_reuse(old: ByteSource, new: ByteSource, *, connections: int = 4) -> tup
     runs = _by_container(old, new)
     if runs is None:
         runs = _at_same_place(old, new)
-    known = [run for run in runs if run.crc32 is not None]
+    # Checked before neighbours are joined: one damaged tensor of the file at hand must not spoil the sound ones beside it.
+    known = [run for run in runs if run.crc32 is not None and _holds(old, run)]
     guessed = _probed([run for run in runs if run.crc32 is None], old, new, connections)
     planned = _joined(sorted([*known, *guessed], key=lambda run: run.new))
     return tuple(run for run in planned if run.length >= LEAST_RUN_BYTES)
@@ -91,6 +92,16 @@ def _by_container(old: ByteSource, new: ByteSource) -> list[Reuse] | None:
         name = storage.key if storage.key == match.key else ""
         runs.append(Reuse(match.offset, storage.offset, storage.nbytes, name, storage.crc32))
     return runs
+
+
+def _holds(old: ByteSource, run: Reuse) -> bool:
+    current_watch().check()
+    try:
+        return _crc32(old, run.old, run.length) == run.crc32
+    except SteelyardError as error:
+        if error.exit_code != 1:
+            raise
+        return False  # what can't be read is not reused
 
 
 def _likeness(key: str, nbytes: int, crc32: int | None) -> tuple[str | int, int]:
@@ -142,7 +153,7 @@ def _joined(runs: Sequence[Reuse]) -> list[Reuse]:
 
 
 def seed_from(partial: Partial, old: ByteSource, plan: Sequence[Reuse]) -> tuple[Range, ...]:
-    """Copy what *plan* names from *old* into an empty *partial*, journaled, and return what was filled. A run that fails its CRC-32 is left out.
+    """Copy what *plan* names from *old* into an empty *partial*, journaled, and return what was filled.
 
     What can't be read of *old* is left out too: it is no reason not to fetch.
     """
@@ -150,8 +161,6 @@ def seed_from(partial: Partial, old: ByteSource, plan: Sequence[Reuse]) -> tuple
     for run in plan:
         current_watch().check()
         try:
-            if run.crc32 is not None and _crc32(old, run.old, run.length) != run.crc32:
-                continue
             for at in range(0, run.length, MIB):
                 data = read_at(old, run.old + at, min(MIB, run.length - at))
                 if data:
