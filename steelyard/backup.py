@@ -258,7 +258,9 @@ def copy_files(site: Site, copy: str, manifest: Manifest, entries: Sequence[File
             done.append(one)
             if one.error is None:
                 stat = replica.judge(manifest, entry, Look("quick"), None).stat
-                proofs[entry.path] = Finding("ok", proof="pieces, read back", bytes_read=entry.size_bytes, stat=stat)
+                # A folder's file was read back from the medium; a store proved each part and the whole by its own checksums.
+                proof = "pieces, read back" if isinstance(replica, FolderCopy) else "the store's checksums, on arrival"
+                proofs[entry.path] = Finding("ok", proof=proof, bytes_read=entry.size_bytes, stat=stat)
                 log.info("%s · %s → %s: %s", manifest.model, entry.path, copy, one.how or one.action)
     finally:
         site.history.record_all(copy, manifest.model, manifest.commit, proofs)
