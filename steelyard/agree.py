@@ -18,6 +18,17 @@ def agree_on(site: Site, model: str) -> LockedModel:
     The commit of a locked model never changes here.
     :raises ConfigBroken: when two models would write the same file. :raises OtherSide, UnsafeName:
     """
+    locked = proposal(site, model)
+    if locked != site.locked_model(model):
+        site.agree(model, locked)
+        log.info("%s: agreed on %s at %s (%s)", model, locked.repo_id, locked.commit, site.lock_path.name)
+        if locked.scan == "unsafe":
+            log.warning("%s: the Hub's scan flags files of it as unsafe; steelyard inspect says what is in them", model)
+    return locked
+
+
+def proposal(site: Site, model: str) -> LockedModel:
+    """What would be agreed on now; writes nothing. Errors as of agree_on()."""
     wanted = site.config.models[model]
     held = site.locked_model(model)
     if held is not None and _covers(held, wanted.files, wanted.revision):
@@ -40,10 +51,6 @@ def agree_on(site: Site, model: str) -> LockedModel:
         scan=listing.scan,
     )
     _check_no_overlap(site, model, locked)
-    site.agree(model, locked)
-    log.info("%s: agreed on %s at %s (%s)", model, locked.repo_id, locked.commit, site.lock_path.name)
-    if locked.scan == "unsafe":
-        log.warning("%s: the Hub's scan flags files of it as unsafe; steelyard inspect says what is in them", model)
     return locked
 
 

@@ -203,6 +203,31 @@ def drill(*models: Models, from_: Annotated[str | None, Parameter(name="--from")
 
 
 @app.command
+def adopt(
+    source: Path, model: str | None = None, *, apply: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON
+) -> Asked:
+    """Take over weights that lie about already, if they prove to be what the Hub says; without --apply only report what each file is.
+
+    Parameters
+    ----------
+    source
+        A folder or a file.
+    model
+        A name from the config; else every model.
+    apply
+        Record or copy in what proves, and put what stands falsely under a name of the store into quarantine.
+    """
+
+    def make() -> Report:
+        from steelyard.adopt import adopt as take_over
+        from steelyard.site import Site
+
+        return take_over(Site.open(common.config), source, model, apply=apply)
+
+    return Direct("adopt", make)
+
+
+@app.command
 def clean(*, apply: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON) -> Asked:
     """What may go: superseded snapshots beyond what a replica keeps, orphaned partials, old quarantine, unfinished downloads.
 
@@ -424,7 +449,7 @@ def _failed(command: str, error: SteelyardError) -> Report:
 
 
 def _command(tokens: Sequence[str]) -> str:
-    known = {*VERBS, "init", "inspect", "status", "doctor", "up", "demo", "clean", "target"}
+    known = {*VERBS, "init", "inspect", "status", "doctor", "up", "demo", "clean", "target", "adopt"}
     return next((token for token in tokens if token in known), "")
 
 

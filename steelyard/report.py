@@ -93,6 +93,7 @@ class Report:
 _NEVER_SHOWN = {"verdict", "action", "why", "bad_ranges", "reasons", "skipped", "note"}
 _COLUMNS = {
     "download": ("size_bytes", "bytes_fetched"),
+    "adopt": ("action", "size_bytes"),
     "backup": ("bytes_written",),
     "restore": ("bytes_written",),
     "repair": ("bytes_moved", "sources"),
