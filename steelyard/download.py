@@ -69,17 +69,17 @@ def _download_model(site: Site, model: str, report: Report, run: Run) -> None:
                 _keep(report, error)
                 if isinstance(error, NoSpace):
                     break  # what comes after it will not fit either
-    manifest = site.manifest(model, locked.commit)
-    try:
-        manifest = run(share_views, site, model, locked, [got[path].entry for path in sorted(got)])
-    except SteelyardError as error:
-        # The store is whole; what the hub cache lacks is said, and made good by the next run.
-        failed = True
-        _keep(report, error)
+    if got:
+        try:
+            run(share_views, site, model, locked, [got[path].entry for path in sorted(got)])
+        except SteelyardError as error:
+            # The store is whole; what the hub cache lacks is said, and made good by the next run.
+            failed = True
+            _keep(report, error)
     report.rows += [_row(site, model, locked, path, got[path].action, got=got[path]) for path in sorted(got)]
     fetched = sum(one.bytes_fetched for one in got.values())
     site.history.event("download", model, "store", "failed" if failed else "ok", commit=locked.commit, bytes=fetched)
-    log.info("%s: %d of %d files are in the store, proven", model, len(manifest.files), len(locked.files))
+    log.info("%s: %d of %d files are in the store, proven", model, len(got), len(locked.files))
 
 
 def _keep(report: Report, error: SteelyardError) -> None:

@@ -110,7 +110,7 @@ class Line:
         return known is not None and known.xet
 
     def _resolve(self, file: LockedFile, born: int) -> Address:
-        url, xet = self.url(file.path), False
+        url, xet, linked = self.url(file.path), False, False
         for _ in range(MAX_REDIRECTS):
             if not self._is_home(url):
                 return Address(url, self._plain, born, xet)
@@ -121,9 +121,11 @@ class Line:
             if etag and etag != file.etag:
                 raise Trouble(CONDITION["changed"], detail=f"the Hub now calls it {etag[:16]}…")
             if answer.status in MOVED:
-                url = urljoin(url, answer.headers.get("location", ""))
+                url, linked = urljoin(url, answer.headers.get("location", "")), linked or bool(etag)
                 continue
-            self._refuse(answer.status, dict(answer.headers))
+            if not linked or answer.status == 429 or answer.status >= 500:
+                # Signed for GET, an object's own address may well refuse HEAD: then the GET says what it is worth.
+                self._refuse(answer.status, dict(answer.headers))
             return Address(url, self._own, born, xet)
         raise Trouble(CONDITION["redirects"])
 
@@ -185,9 +187,9 @@ class Line:
             self._check_etag(headers.get("etag", ""), file, address)
         length = headers.get("content-length")
         if status == 200:
-            if length is not None and length.isdigit() and int(length) == file.size_bytes:
-                return Stream(answer, 0, file.size_bytes, ignored_range=not whole)
             page = "html" in headers.get("content-type", "") and not file.path.endswith((".html", ".htm"))
+            if length == str(file.size_bytes) or (length is None and not page):
+                return Stream(answer, 0, file.size_bytes, ignored_range=not whole)
             raise Trouble(CONDITION["page" if page else "wrong-total"], detail=f"{length} bytes where {file.size_bytes} are published")
         unit, _, rest = headers.get("content-range", "").partition(" ")
         span, _, total = rest.partition("/")
