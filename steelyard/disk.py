@@ -135,6 +135,27 @@ def mount_of_fd(fd: int) -> Mount | None:
 
 def failure_domain(path: Path) -> str:
     """What dies together with *path*: the whole disk below its partition where the kernel tells, else the file system's device."""
+    node = _disk_node(path)
+    return f"disk {node.name}" if node is not None else f"device {device_of(path)}"
+
+
+def has_a_head_to_move(path: Path) -> bool:
+    """Whether *path* lies on a disk that spins: reading in one place while writing in another costs it dearly."""
+    node = _disk_node(path)
+    if node is not None and node.name.startswith(_VIRTUAL):
+        return False
+    try:
+        return node is not None and (node / "queue" / "rotational").read_text(encoding="ascii").strip() == "1"
+    except OSError:
+        return False
+
+
+_VIRTUAL = ("vd", "xvd", "loop", "nbd", "rbd", "zram")
+"""Disks of virtual machines and the like say "rotational" whatever lies below them."""
+
+
+def _disk_node(path: Path) -> Path | None:
+    """The disk in /sys that holds *path*, below partitions, LUKS and LVM; None for tmpfs, the network, and file systems over several disks."""
     device = device_of(path)
     try:
         mount = mount_of(path)
@@ -142,12 +163,10 @@ def failure_domain(path: Path) -> str:
             device = Path(mount.source).stat().st_rdev  # btrfs numbers its subvolumes itself
         node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve(strict=True)
         while (below := sorted((node / "slaves").iterdir()) if (node / "slaves").is_dir() else []) and len(below) == 1:
-            node = below[0].resolve(strict=True)  # LUKS, LVM on one disk
-        if (node / "partition").exists():
-            node = node.parent
-        return f"disk {node.name}"
+            node = below[0].resolve(strict=True)
+        return node.parent if (node / "partition").exists() else node
     except OSError:
-        return f"device {device}"
+        return None
 
 
 def mount_of(path: Path) -> Mount | None:

@@ -26,6 +26,7 @@ from steelyard.names import slug
 from steelyard.pieces import MIB, merge_ranges
 
 _SYNC_FILE_RANGE_WRITE = 2
+_SYNC_FILE_RANGE_WAIT = 7  # wait before, write, wait after
 _RECORD = struct.Struct("<QIQI")
 BLOCK_BYTES = MIB
 
@@ -248,6 +249,16 @@ class Partial:
         """Ask the kernel to begin to write a range to the medium, so that fsync finds little left to do. Never waits for it, never fails."""
         if (call := _sync_file_range()) is not None:
             call(self._fd, start, length, _SYNC_FILE_RANGE_WRITE)
+
+    def settle(self, start: int, length: int) -> bool:
+        """Wait until a range is on the medium and drop it from memory, so that reading it asks the medium. False where that can't be told.
+
+        The file is not safe by that: only fsync makes its size and place last.
+        """
+        if (call := _sync_file_range()) is None or call(self._fd, start, length, _SYNC_FILE_RANGE_WAIT) != 0:
+            return False
+        os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_DONTNEED)
+        return True
 
     def fsync(self) -> None:
         with errors_of(self.path):
