@@ -51,6 +51,9 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     errors: list[SteelyardError] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the JSON document."""
+    head: dict[str, Any] = field(default_factory=dict)
+    """A first result that is about the whole and not about a file; only programs see it."""
     seconds: float = 0.0
     _started: float = field(default_factory=time.monotonic, repr=False)
 
@@ -82,7 +85,7 @@ class Report:
             "ok": self.ok,
             "exit_code": self.exit_code,
             "seconds": self.seconds,
-            "results": [row.as_json() for row in self.rows],
+            "results": [*([_plain(self.head)] if self.head else []), *(row.as_json() for row in self.rows)],
             "errors": [error.as_json() for error in self.errors],
             **{key: _plain(value) for key, value in self.extra.items()},
         }

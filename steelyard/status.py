@@ -58,6 +58,7 @@ def status(site: Site) -> Report:
             for copy, seen in copies.items():
                 report.rows.append(Row(name, "", copy, seen.get("path", ""), seen, 0))
     report.extra["models"] = models
+    report.head = {"store": report.extra["store"], "models": models}
     return report.close()
 
 
