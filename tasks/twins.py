@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
@@ -46,15 +48,30 @@ class Twin(Generic[P, T]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the step as a task, here and now, in the calling thread: a cancel then reaches it at once."""
         title = self.run_name(*args, **kwargs)
-        named = self.task.with_options(task_run_name=lambda: title, tags=self._tags(*args, **kwargs))
+        named = self.task.with_options(task_run_name=lambda: title)
         # Quoted: Prefect would walk through every piece of a manifest, looking for futures.
         return named(*(quote(one) for one in args), **{key: quote(one) for key, one in kwargs.items()})  # type: ignore[arg-type]
 
-    def _tags(self, *args: P.args, **kwargs: P.kwargs) -> set[str]:
-        given = inspect.signature(self.step).bind(*args, **kwargs).arguments
-        model = given.get("model") or getattr(given.get("manifest"), "model", None)
-        copy = given.get("copy") or given.get("name")
-        return {*self.task.tags, *(str(one) for one in (model, copy) if one)}
+
+def _tagging(step: Callable[P, T], tags: Iterable[str]) -> Callable[P, T]:
+    """*step*, which tags its own task run by verb, model and copy once it runs.
+
+    A task that has its tags from the start asks the server for a concurrency slot for each before it begins: two seconds a task where the
+    server is busy with SQLite (measured), and a server that is away would stop the work.
+    """
+    signature = inspect.signature(step)
+
+    @functools.wraps(step)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        context = TaskRunContext.get()
+        if context is not None:
+            given = signature.bind(*args, **kwargs).arguments
+            model = given.get("model") or getattr(given.get("manifest"), "model", None)
+            copy = given.get("copy") or given.get("name")
+            context.task_run.tags = sorted({*tags, *(str(one) for one in (model, copy) if one)})
+        return step(*args, **kwargs)
+
+    return run
 
 
 TWINS: dict[Callable[..., Any], Twin[..., Any]] = {}
@@ -63,9 +80,8 @@ TWINS: dict[Callable[..., Any], Twin[..., Any]] = {}
 def twin(step: Callable[P, T], name: str, run_name: Callable[P, str], *tags: str) -> Twin[P, T]:
     """Register the task of *step*, known as *name* in the UI."""
     made: Task[P, T] = Task(
-        fn=step,
+        fn=_tagging(step, tags),
         name=name,
-        tags=tags,
         retries=TRIES - 1,
         retry_delay_seconds=exponential_backoff(backoff_factor=FIRST_WAIT_S),
         retry_jitter_factor=0.5,

@@ -62,7 +62,15 @@ def test_imports_point_one_way() -> None:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("torch", {"steelyard/checkpoint/load_child.py", "steelyard/checkpoint/load_torch.py", "steelyard/checkpoint/load_scan.py"}),
+        (
+            "torch",
+            {
+                "steelyard/checkpoint/load_child.py",
+                "steelyard/checkpoint/load_torch.py",
+                "steelyard/checkpoint/load_scan.py",
+                "steelyard/use.py",
+            },
+        ),
         ("boto3", {"steelyard/copies/s3*.py", "steelyard/standins/*.py", "flows/demo.py"}),
         ("huggingface_hub", {"steelyard/hub.py", "steelyard/line.py", "steelyard/hub_client.py", "steelyard/doctor.py", "flows/demo.py"}),
     ],
@@ -133,16 +141,19 @@ def test_every_step_has_a_task() -> None:
     assert steps() - named == set()
 
 
-def test_the_task_of_a_step_is_found_by_the_steps_own_module() -> None:
-    """run_as_task loads tasks.X for a step of steelyard.X, and no more than that."""
-    from tasks.twins import TWINS
-
-    for path in modules("tasks"):
-        importlib.import_module(f"tasks.{path.stem}" if path.stem != "__init__" else "tasks")
-    for step, twin in TWINS.items():
-        assert (ROOT / "tasks" / f"{step.__module__.rpartition('.')[2]}.py").is_file(), step
-        assert twin.task.persist_result is False
-        assert twin.task.retries == 2
+def test_a_task_keeps_nothing_and_is_found_from_its_step_alone() -> None:
+    """In a process that has loaded no task yet, wherever the step has been moved to."""
+    code = (
+        "import sys, steelyard.agree, steelyard.backup\n"
+        "from tasks.runner import _load_twins_of\nfrom tasks.twins import TWINS\n"
+        "_load_twins_of(steelyard.backup.copy_files)\n"
+        "assert steelyard.backup.copy_files in TWINS and 'tasks.download' not in sys.modules\n"
+        "_load_twins_of(steelyard.agree.agree_on)\n"
+        "twin = TWINS[steelyard.agree.agree_on]\n"
+        "assert twin.task.persist_result is False and twin.task.retries == 2 and not twin.task.tags\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_weather_is_worth_a_retry_and_corruption_is_not() -> None:
@@ -186,6 +197,16 @@ def test_names_of_models_reach_the_flow_one_by_one() -> None:
     assert options.model_dump(exclude={"config"}) == {"models": ("a", "b"), "copy_name": "usb", "depth": "deep", "cold": None}
     assert options.title == "a, b in usb"
     assert set(options.tags) == {"a", "b", "usb"}
+
+
+def test_a_large_file_is_a_task_however_many_there_were() -> None:
+    from steelyard.manifest import FileEntry
+    from tasks.runner import LARGE_BYTES, _size
+
+    small, large = FileEntry("a", 10, "", "", 1, ()), FileEntry("b", LARGE_BYTES, "", "", 1, ())
+    assert _size(["site", "store", [small, small], None]) == 20
+    assert _size(["site", [small, large]]) > LARGE_BYTES
+    assert _size(["site", "copy", large, True]) == LARGE_BYTES
 
 
 # --- prefect.yaml

@@ -13,7 +13,8 @@ import pytest
 
 from deployments.children import Child
 from deployments.up import is_loopback, surroundings
-from tests.prefect.conftest import ROOT, Api, Up, until
+from steelyard import orchestrator
+from tests.prefect.conftest import ROOT, Api, PrefectWorld, Up, until
 
 
 def up(environment: dict[str, str], *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -185,3 +186,20 @@ def test_doctor_finds_all_well_and_names_what_is_not(prefect_up: Up) -> None:
     assert code == 1
     assert rows["prefect server"]["verdict"] == rows["hub"]["verdict"] == "failed"
     assert "steelyard up" in rows["prefect server"]["fix"]
+
+
+def test_a_run_outlives_a_server_that_is_killed(api: Api, prefect_world: PrefectWorld, prefect_up: Up) -> None:
+    """The server comes back by itself; the run by hand goes on meanwhile, and its end and its log are there."""
+    world = prefect_world
+    world.hub.rate_limit_bytes_per_s = 2_000_000
+    process = world.start("download", "--json")
+    until(lambda: world.hub.bytes_sent("cdn") > 2_000_000, 60, "some of the download")
+    server = next(pid for pid in children(prefect_up.process.pid) if b"server" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(server, 9)
+    output, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert json.loads(output)["results"][0]["action"] == "downloaded"
+    until(lambda: orchestrator.answers(api.url), 90, "the server to be back")
+    run = until(lambda: found if (found := api.latest("download-models"))["state_type"] == "COMPLETED" else None, 60, "the run's end")
+    told = until(lambda: found if "1 downloaded" in str(found := api.logs(run["id"])) else None, 30, "the log")
+    assert len(told) < 200
