@@ -238,12 +238,12 @@ def test_an_update_of_the_commit_alone_moves_the_lock_and_fetches_nothing(held: 
     assert held.run("verify").code == 0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_an_update_killed_anywhere_leaves_one_whole_revision_current(held: World, newer: Path, checkpoint: Path, seed: int) -> None:
     rng = random.Random(seed)
     right = {sha256(newer), sha256(checkpoint)}
     held.hub.add_revision(REPO, {FILE: newer})
-    for _ in range(6):
+    for _ in range(4):
         process = held.start("update", "mvdream", "--json", start_new_session=True)
         time.sleep(rng.uniform(0.3, 3.5))
         if process.poll() is None:
