@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,10 @@ MOST_BYTES = 64 * 1024**2
 """An answer of the API; the listing of a quarter of a million files is that large."""
 WHOLE_ANSWER_TIMEOUTS = 6
 """A whole answer may take so many times the longest silence."""
+
+
+_lock = threading.Lock()
+_timeout_s: float | None = None
 
 
 def use_bounded_client(timeout_s: float) -> None:
@@ -50,4 +55,9 @@ def use_bounded_client(timeout_s: float) -> None:
         made.event_hooks = {**made.event_hooks, "response": [*made.event_hooks.get("response", []), bound]}
         return made
 
-    set_client_factory(client)
+    global _timeout_s
+    with _lock:
+        if _timeout_s != timeout_s:
+            # Only when something changes: the library closes its client then, under whoever is using it in another thread.
+            set_client_factory(client)
+            _timeout_s = timeout_s

@@ -52,6 +52,7 @@ class Transfer:
             self._todo = list(reversed(missing))
             self._left_bytes = sum(end - start for start, end in missing)
             self._connections = max(1, min(connections, -(-self._left_bytes // LEAST_SPAN_BYTES)))
+            self.patience.connections = self._connections
             self._takes_whole = False
             futures = [executor.submit(self._connection) for _ in range(self._connections)]
             try:

@@ -104,10 +104,12 @@ class Patience:
     cap_s: float = 60.0
     """The longest wait asked for by the other side that we sit out ourselves; a longer one is handed up (Prefect's retry)."""
     lies_allowed: int = 5
+    connections: int = 1
+    """How many share it; each of them must make the least rate."""
     retries: int = 0
     _lies: int = 0
     _last_lie: int = 0
-    _row: int = 0
+    _trouble_since: float = 0.0
     _bytes: int = 0
     _last_progress: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -117,8 +119,9 @@ class Patience:
         now = time.monotonic()
         with self._lock:
             self._bytes += count
-            if self._bytes >= LEAST_RATE_BYTES_PER_S * (now - self._last_progress):
-                self._lies = self._row = self._bytes = 0
+            if self._bytes >= LEAST_RATE_BYTES_PER_S * self.connections * (now - self._last_progress):
+                self._lies = self._last_lie = self._bytes = 0
+                self._trouble_since = 0.0
                 self._last_progress = now
 
     def endure(self, trouble: Trouble, watch: Watch) -> bool:
@@ -132,7 +135,7 @@ class Patience:
 
     def _wait_s(self, trouble: Trouble) -> float | None:
         self.retries += 1
-        self._row += 1
+        self._trouble_since = self._trouble_since or time.monotonic()
         if trouble.reaction.kind != "weather":
             # One address that expires or lies is seen by every connection at once: that is one lie, not eight.
             if trouble.address == 0 or trouble.address > self._last_lie:
@@ -145,7 +148,8 @@ class Patience:
             return None
         if trouble.retry_after_s is not None:
             return max(trouble.retry_after_s, 0.05) if trouble.retry_after_s <= self.cap_s else None
-        # The first wait is next to nothing: a line that drops every megabyte should not cost a quarter of a second each time.
-        wait_s: float = min(10.0, 0.05 * 4.0 ** min(self._row - 1, 6)) * random.uniform(0.5, 1.0)  # noqa: S311
+        # About as long as the trouble has lasted: next to nothing at first, for a line that drops every megabyte; doubling from there.
+        lasted_s = time.monotonic() - self._trouble_since
+        wait_s = min(10.0, max(0.05, lasted_s)) * random.uniform(0.5, 1.0)  # noqa: S311
         # The last one is cut to what patience is left, so that patience means what it says.
         return max(0.05, min(wait_s, left_s))

@@ -15,14 +15,24 @@ from steelyard.standins.hub import LoopbackHub
 from .world import FILE, REPO, WEIGHTS, make_site
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def alone(patched: pytest.MonkeyPatch) -> None:
     """No settings or logins of this machine, and a step is tried once: what is tested here is what a step endures by itself."""
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "PREFECT_API_URL", "STEELYARD_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(steps, "TRIES", 1)
-    monkeypatch.setattr(steps, "FIRST_WAIT_S", 0.05)
+        patched.delenv(name, raising=False)
+    patched.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")
+    patched.setattr(steps, "TRIES", 1)
+    patched.setattr(steps, "FIRST_WAIT_S", 0.05)
+
+
+def memory_disk() -> Path | None:
+    """A disk in memory where the machine has room for one: most tests make hundreds of small, fsynced files, and few are about a disk."""
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 << 30 else None
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone(monkeypatch)
 
 
 @pytest.fixture
@@ -34,12 +44,7 @@ def hub() -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """In memory where the machine has room for that: most of these tests make hundreds of small, fsynced files, and none is about a disk's speed."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < 1 << 30:
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory, prefix="steelyard-test-") as folder:
+    with tempfile.TemporaryDirectory(dir=memory_disk() or tmp_path, prefix="steelyard-test-") as folder:
         yield Path(folder)
 
 

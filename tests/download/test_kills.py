@@ -21,7 +21,7 @@ from steelyard.standins.hub import LoopbackHub
 from .world import FILE, MIB, REPO, WEIGHTS, got, left_behind, make_site, run, sha256
 
 AGAIN_BYTES = 16 * MIB
-BIG = WEIGHTS * 5  # 45 MiB
+BIG = WEIGHTS * 4  # 36 MiB
 
 
 def start(site: Site) -> subprocess.Popen[bytes]:
@@ -47,7 +47,7 @@ def kill_at(site: Site, hub: LoopbackHub, sent_bytes: int) -> None:
 def test_after_a_kill_the_next_run_fetches_the_rest_and_little_more(hub: LoopbackHub, tmp_path: Path, percent: int) -> None:
     hub.add_revision(REPO, {FILE: BIG})
     site = make_site(tmp_path, hub)
-    hub.rate_limit_bytes_per_s = 40 * MIB
+    hub.rate_limit_bytes_per_s = 60 * MIB
     kill_at(site, hub, len(BIG) * percent // 100)
     arrived = hub.bytes_sent("cdn")
     assert left_behind(site) == []

@@ -35,7 +35,7 @@ def make_site(
     **hub_settings: Any,
 ) -> Site:
     """A site whose config file lies in *root*; values as the config has them."""
-    settings = {"endpoint": hub.endpoint, "timeout": 0.5, "patience": 1.0, **hub_settings}
+    settings = {"endpoint": hub.endpoint, "timeout": 1.0, "patience": 1.2, **hub_settings}
     places = {"models": str(root / "models"), "hf_home": str(root / "hf"), "min_free": 0, **(store or {})}
     model: dict[str, Any] = {"repo_id": repo_id, "dir": folder}
     if files is not None:
