@@ -10,30 +10,21 @@ from blake3 import blake3
 
 from steelyard.abilities import refuse_what_does_not_fit
 from steelyard.batches import batches
-from steelyard.copies.base import Copy, Finding, Look, ProvenReader, Rotten
+from steelyard.carry import Carried, carry_group, groups, rotten
+from steelyard.copies.base import Copy, Finding, Look
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.mount import MountReplica
-from steelyard.errors import Corrupt, Missing, MountAbsent, Range, SourceRotten, SteelyardError
+from steelyard.errors import Corrupt, Missing, MountAbsent, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
-from steelyard.pieces import MIB, merge_ranges
+from steelyard.pieces import MIB
 from steelyard.protection import check_copies, skipped, tell_of_the_shelf, warn_of_weakness
 from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.space import Need, check_room
 from steelyard.steps import Run, run_here
+from steelyard.watch import current_watch
 
 log = logging.getLogger("steelyard")
-
-
-@dataclass(frozen=True)
-class Carried:
-    """What became of one file: *error* is set where it was refused; *how* where the replica had the bytes under another name."""
-
-    path: str
-    action: str
-    bytes_written: int = 0
-    error: SteelyardError | None = None
-    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +142,7 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
         if finding is None or finding.ok:
             carried.append(Carried(entry.path, "unchanged"))
         else:
-            carried.append(Carried(entry.path, "refused", error=_rotten(site, manifest, entry, finding.bad_ranges, replica.name, finding)))
+            carried.append(Carried(entry.path, "refused", error=rotten(site, manifest, entry, finding.bad_ranges, replica.name, finding)))
     try:
         for batch in batches(plan.todo):
             carried += run(copy_files, site, replica.name, manifest, batch)
@@ -195,15 +186,6 @@ def _bad_there(replica: Copy, manifest: Manifest, entry: FileEntry, finding: Fin
         ranges=finding.bad_ranges,
         hint=f"run: steelyard repair {manifest.model} --copy {replica.name}",
     )
-
-
-def _rotten(site: Site, manifest: Manifest, entry: FileEntry, ranges: Sequence[Range], target: str, found: Finding) -> SteelyardError:
-    path = site.store.where(manifest, entry.path)
-    hint = f"run: steelyard repair {manifest.model}"
-    if found.verdict == "missing":
-        return Missing(path=path, hint=f"nothing was carried to {target}; {hint}")
-    shown = ", ".join(f"bytes {start:,} to {end:,}" for start, end in list(ranges)[:3]) or found.why or found.verdict
-    return SourceRotten(path=path, why=shown, target=target, ranges=tuple(ranges), hint=hint)
 
 
 # --- steps
@@ -251,39 +233,20 @@ def copy_files(site: Site, copy: str, manifest: Manifest, entries: Sequence[File
     """
     replica = site.replicas[copy]
     done: list[Carried] = []
-    proofs: dict[str, Finding] = {}
-    try:
-        for entry in entries:
-            one = _copy_file(site, replica, manifest, entry)
-            done.append(one)
-            if one.error is None:
-                stat = replica.judge(manifest, entry, Look("quick"), None).stat
-                # A folder's file was read back from the medium; a store proved each part and the whole by its own checksums.
-                proof = "pieces, read back" if isinstance(replica, FolderCopy) else "the store's checksums, on arrival"
-                proofs[entry.path] = Finding("ok", proof=proof, bytes_read=entry.size_bytes, stat=stat)
-                log.info("%s · %s → %s: %s", manifest.model, entry.path, copy, one.how or one.action)
-    finally:
+    for group in groups(replica, entries):
+        current_watch().check()
+        carried = carry_group(site, replica, manifest, group)
+        done += carried
+        whole = [manifest[one.path] for one in carried if one.error is None]
+        stats = replica.stats(manifest, whole) if isinstance(replica, FolderCopy) else {}
+        proofs = {}
+        for entry in whole:
+            stat = stats.get(entry.path) or replica.judge(manifest, entry, Look("quick"), None).stat
+            proofs[entry.path] = Finding("ok", proof="pieces, read back", bytes_read=entry.size_bytes, stat=stat)
         site.history.record_all(copy, manifest.model, manifest.commit, proofs)
+        what = group[0].path if len(group) == 1 else f"{len(group)} small files"
+        log.info("%s · %s → %s: %s", manifest.model, what, copy, " ".join(sorted({one.how or one.action for one in carried})))
     return done
-
-
-def _copy_file(site: Site, replica: Copy, manifest: Manifest, entry: FileEntry) -> Carried:
-    try:
-        reader = ProvenReader(entry, {"store": site.store.open(manifest, entry)})
-    except SteelyardError as error:
-        found = Finding("missing" if isinstance(error, Missing) else "unreadable", why=error.message)
-        return Carried(entry.path, "refused", error=_rotten(site, manifest, entry, (), replica.name, found))
-    try:
-        brought = replica.bring(manifest, entry, reader)
-    except Rotten as rotten:
-        finding = site.store.judge(manifest, entry, Look())
-        site.history.record("store", manifest.model, manifest.commit, entry.path, finding)
-        ranges = merge_ranges([*finding.bad_ranges, rotten.where])
-        log.error("%s · %s is %s in the store; nothing was carried to %s", manifest.model, entry.path, finding.verdict, replica.name)
-        return Carried(entry.path, "refused", error=_rotten(site, manifest, entry, ranges, replica.name, finding))
-    finally:
-        reader.close()
-    return Carried(entry.path, brought.action, brought.bytes_written, how=brought.how)
 
 
 def seal_snapshot(site: Site, copy: str, manifest: Manifest) -> None:

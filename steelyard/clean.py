@@ -140,7 +140,8 @@ def _verified(site: Site, copy: Copy, manifest: Manifest) -> bool | None:
 def _leftovers(site: Site, copy: FolderCopy) -> Iterator[Leaving]:
     wanted = _wanted(site, copy.ours / "staging")
     for path in _old_files(copy.ours / "staging", LEFTOVER_AGE_S):
-        if path not in wanted and path.suffix in {".partial", ".journal", ".new"}:
+        ended = path.suffix == ".journal" and not path.with_suffix(".partial").exists()
+        if (path not in wanted or ended) and path.suffix in {".partial", ".journal", ".new"}:
             yield Leaving(copy.ours, path, _freed(path), "an orphaned partial: nothing that is agreed on needs it", copy.name)
     for path in _folders(copy.ours / "drill"):
         if path.lstat().st_mtime < time.time() - LEFTOVER_AGE_S:

@@ -23,6 +23,7 @@ from steelyard.site import Site
 from steelyard.snapshots import choose_commit, known_manifest
 from steelyard.source import ByteSource
 from steelyard.space import Need, check_room
+from steelyard.staging import sweep_journals
 from steelyard.steps import Run, run_here
 from steelyard.watch import current_watch
 
@@ -57,6 +58,7 @@ class Folder(FolderCopy):
 
     def seal(self, manifest: Manifest) -> None:
         """Remove our own folder again where it is empty: the user asked for files, not for records."""
+        sweep_journals(self.ours / "staging")
         for folder in (self.ours / "staging", self.ours / "quarantine", self.ours):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -166,6 +168,7 @@ def _adopt_records(site: Site, model: str, manifest: Manifest, locked: LockedMod
     if not report.ok:
         return
     site.store.seal(manifest)
+    sweep_journals(site.store.ours / "staging")
     if locked is None:
         log.warning("%s: there was no lock; it is written from the replica's manifest", model)
         files = tuple(

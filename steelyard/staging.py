@@ -55,6 +55,13 @@ def partial_paths(folder: Path, name: str, identity: str) -> tuple[Path, Path]:
     return folder / f"{stem}.partial", folder / f"{stem}.journal"
 
 
+def sweep_journals(folder: Path) -> None:
+    """Remove journals whose partial is gone: what a kill between the rename and the end leaves behind. Whoever calls holds the copy's lock."""
+    for journal in folder.glob("*.journal") if folder.is_dir() else ():
+        if not journal.with_suffix(".partial").exists():
+            journal.unlink(missing_ok=True)
+
+
 def reserved_bytes(folder: Path, name: str, identity: str) -> int:
     """What a partial that a killed run left holds of the disk already: the plan that goes on with it needs that much less."""
     try:

@@ -25,6 +25,7 @@ class Store(FolderCopy):
         self.config = config
         self.root = config.store.models
         self.ours = config.store.ours
+        self._parsed: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
 
     def path_of(self, manifest: Manifest, path: str) -> Path:
         return self.path_of_model(manifest.model, path)
@@ -56,6 +57,10 @@ class Store(FolderCopy):
     def manifest(self, model: str, commit: str) -> Manifest | None:
         path = self._manifest_path(model, commit)
         try:
+            seen = path.stat()
+            state = (seen.st_ino, seen.st_mtime_ns, seen.st_size)
+            if path in self._parsed and self._parsed[path][0] == state:
+                return self._parsed[path][1]
             manifest = Manifest.parse(path.read_bytes(), path)
         except FileNotFoundError:
             return None
@@ -63,6 +68,7 @@ class Store(FolderCopy):
             raise BadRecord(path=str(path), why=error.strerror or "it can't be read") from error
         if (manifest.model, manifest.commit) != (model, commit):
             raise BadRecord(path=str(path), why="it is of another model or commit")
+        self._parsed[path] = (state, manifest)
         return manifest
 
     def seal(self, manifest: Manifest) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader
+from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader, Rotten
 from steelyard.copies.judging import by_pieces, by_state, stat_of
+from steelyard.copies.small import Staged, holds, make_last, publish_all, stage
 from steelyard.copies.writing import fill, keep_times
 from steelyard.disk import failure_domain
 from steelyard.errors import Missing, Unreadable, UnsafeName, WrongType
@@ -128,6 +129,44 @@ class FolderCopy(ABC):
                 partial.publish(final, aside=lambda old: self._make_way(old, entry, ours))
             keep_times(final, reader)  # closing a file sets its time anew on some drivers in user space
         return Brought("resumed" if resumed else "copied", written)
+
+    def bring_many(self, manifest: Manifest, readers: Sequence[ProvenReader]) -> list[Brought | Rotten]:
+        """bring() for small files, with one sync for all of them; what became of each, in their order. A rotten one does not stop the others."""
+        became: dict[str, Brought | Rotten] = {}
+        with self.held() as root:
+            ours = below(root, self.root, self.ours)
+            staged: list[Staged] = []
+            for number, reader in enumerate(readers):
+                entry = reader.entry
+                final = below(root, self.root, self.path_of(manifest, entry.path))
+                if self._is_there(manifest, entry, final):
+                    became[entry.path] = Brought("unchanged", 0)
+                elif how := self._share(manifest, entry, final, root):
+                    became[entry.path] = Brought("copied", 0, how)
+                else:
+                    try:
+                        staged.append(stage(ours / "staging", number, reader, final))
+                    except Rotten as rotten:
+                        became[entry.path] = rotten
+            if staged:
+                make_last(ours / "staging", staged)
+                whole = [one for one in staged if holds(one)]
+                for one in whole:
+                    became[one.entry.path] = Brought("copied", one.entry.size_bytes)
+                    if one.final.exists() or one.final.is_symlink():
+                        self._make_way(one.final, one.entry, ours)
+                publish_all(ours / "staging", whole)
+                for one in staged:
+                    if one.entry.path not in became:
+                        one.path.unlink()
+        for reader in readers:
+            if reader.entry.path not in became:
+                # What did not come back from the medium is tried once more, and named if it fails again.
+                try:
+                    became[reader.entry.path] = self.bring(manifest, reader.entry, reader)
+                except Rotten as rotten:
+                    became[reader.entry.path] = rotten
+        return [became[reader.entry.path] for reader in readers]
 
     def _share(self, manifest: Manifest, entry: FileEntry, final: Path, root: Path) -> str:
         """Publish content that the copy has under another name already instead of writing it again; how, or "" where that can't be done."""

@@ -23,6 +23,7 @@ from steelyard.hub import is_commit
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import OURS, confine
 from steelyard.records import MANIFEST, is_record, record_names, records
+from steelyard.staging import sweep_journals
 from steelyard.store import files_not_in
 
 
@@ -115,6 +116,7 @@ class MountReplica(FolderCopy):
                 with errors_of(path):
                     if not path.is_file() or path.read_bytes() != data:
                         write_atomically(path, data)
+            sweep_journals(below(root, self.root, self.ours) / "staging")
         self._older.clear()
 
     def _with_what_is_there(self, manifest: Manifest) -> Manifest:

@@ -166,3 +166,41 @@ def test_a_source_that_rotted_below_the_file_system_never_reaches_a_replica(
     assert {path: path.read_bytes() for path in world.usb.rglob("*.pt")} == kept
     assert world.run("repair").code == 0
     assert world.run("backup").code == 0
+
+
+def test_many_small_files_go_together_and_a_rotten_one_stops_none_of_the_others(world: World, hub: LoopbackHub) -> None:
+    from steelyard.download import download
+
+    files = {f"configs/{number:03}.txt": b"number %d" % number for number in range(300)} | {
+        "configs/empty.txt": b"",
+        "copy.txt": b"number 7",
+    }
+    hub.add_revision("MVDream/MVDream", dict(files))
+    world.configure(files='["*.txt"]')
+    assert download(world.site()).exit_code == 0
+    (world.models / "configs" / "123.txt").write_bytes(b"rotten!")
+    report = backup(world.site())
+    refused = [row.file for row in report.rows if row.outcome == "refused"]
+    assert (report.exit_code, refused, len(report.rows)) == (1, ["configs/123.txt"], 302)
+    there = {path.relative_to(next((world.usb / "mvdream").iterdir())).as_posix() for path in world.usb.glob("mvdream/*/**/*.txt")}
+    assert there == set(files) - {"configs/123.txt"}, "no records yet: it is no snapshot before it is whole"
+    assert not list(world.usb.glob(".steelyard/staging/*"))
+    (world.models / "configs" / "123.txt").write_bytes(b"number 123")
+    report = backup(world.site())
+    assert (report.exit_code, [row.file for row in report.rows if row.outcome == "copied"]) == (0, ["configs/123.txt"])
+    for name, data in files.items():
+        assert next((world.usb / "mvdream").iterdir()).joinpath(name).read_bytes() == data
+    assert {row.outcome for row in backup(world.site()).rows} == {"unchanged"}
+
+
+def test_a_round_with_nothing_to_do_looks_again_at_whatever_moved(held: World) -> None:
+    assert backup(held.site()).exit_code == 0
+    site = held.site()
+    commit = site.lock().models["mvdream"].commit
+    assert site.history.state("usb", "mvdream", commit), "all of it is known by one word"
+    (held.usb / "mvdream" / commit / "SHA256SUMS").unlink()
+    assert backup(held.site()).exit_code == 0
+    assert (held.usb / "mvdream" / commit / "SHA256SUMS").exists()
+    held.flip(held.usb / "mvdream" / commit / FILE, 77)
+    assert backup(held.site()).exit_code == 1
+    assert not held.site().history.state("usb", "mvdream", commit)
