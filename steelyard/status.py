@@ -7,9 +7,10 @@ from typing import Any
 from steelyard.config import S3Config
 from steelyard.copies.base import Look
 from steelyard.copies.folder import FolderCopy
-from steelyard.disk import existing_parent, free_bytes, gb, total_bytes
+from steelyard.disk import free_bytes, gb, total_bytes
 from steelyard.errors import BadRecord, SteelyardError
 from steelyard.manifest import Manifest
+from steelyard.protection import is_overdue, last_good, whole_copies
 from steelyard.report import Report, Row
 from steelyard.site import Site
 
@@ -50,7 +51,9 @@ def status(site: Site) -> Report:
             model["size_bytes"] = held.size_bytes if held else None
             model["files"] = len(held.files) if held else 0
             model["copies"] = copies
-            model["verified_copies"] = _independent(site, copies)
+            for copy in site.replicas if held is not None else ():
+                copies[copy] |= _ages(site, name, copy)
+            model["verified_copies"] = _independent(site, name, copies) if held is not None else 0
             model["min_copies"] = wanted.min_copies
             last = site.history.events("check-updates", name, 1)
             model["update"] = {"verdict": last[0][2], "at": last[0][0]} if last else None
@@ -98,7 +101,7 @@ def _look(site: Site, copy: str, manifest: Manifest, paths: list[str], why_not: 
     if isinstance(where, FolderCopy):
         seen["path"] = str(where.root)
     if why_not:
-        seen["why"] = why_not
+        seen |= {"why": why_not, "away": True}
     elif worst == "missing" and copy in site.replicas:
         try:
             older = isinstance(where, FolderCopy) and where.commits(manifest.model)
@@ -109,14 +112,17 @@ def _look(site: Site, copy: str, manifest: Manifest, paths: list[str], why_not: 
     return seen
 
 
-def _independent(site: Site, copies: dict[str, dict[str, Any]]) -> int:
-    """Whole copies by the last proof and today's stat; those that share a device count once."""
-    domains = set()
-    for name, seen in copies.items():
-        if seen.get("verdict") == "ok":
-            copy = site.copies[name]
-            domains.add(f"device {existing_parent(copy.root).stat().st_dev}" if isinstance(copy, FolderCopy) else copy.failure_domain())
-    return len(domains)
+def _independent(site: Site, model: str, copies: dict[str, dict[str, Any]]) -> int:
+    """Whole copies by the last proof and today's stat, those that die together once; a drive on the shelf counts until it is overdue."""
+    known = whole_copies(site, model)
+    return len({domain for name, domain in known.items() if copies[name]["verdict"] == "ok" or copies[name].get("away")})
+
+
+def _ages(site: Site, model: str, copy: str) -> dict[str, Any]:
+    """When a replica was last brought up to date, drive by drive."""
+    good = last_good(site, model, copy)
+    drives = [{"id": one.drive, "last_good_at": one.at.isoformat(), "age_s": round(one.age_s)} for one in good]
+    return {"last_good_at": drives[0]["last_good_at"] if drives else None, "overdue": is_overdue(site, copy, good), "drives": drives}
 
 
 def disk_line(report: Report) -> str:

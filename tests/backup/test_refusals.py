@@ -16,6 +16,7 @@ from steelyard.manifest import FileEntry, Manifest
 from steelyard.report import Report
 from steelyard.restore import restore
 from steelyard.runlock import locked
+from steelyard.status import status
 from steelyard.target import target
 from tests.backup.conftest import FILE, Plug, on_drive
 from tests.conftest import World
@@ -291,8 +292,12 @@ def test_a_drive_on_the_shelf_counts_as_a_copy_until_it_is_overdue(held: World, 
     assert backup(held.site()).exit_code == 0
     drive.unplug()
     assert backup(held.site()).exit_code == 0
+    model = status(held.site()).extra["models"][0]
+    assert (model["verified_copies"], model["copies"]["usb"]["overdue"], model["copies"]["usb"]["away"]) == (2, False, True)
     held.config.write_text(held.config.read_text().replace('"1h"', '"0s"'))
     assert backup(held.site()).exit_code == 1
+    model = status(held.site()).extra["models"][0]
+    assert (model["verified_copies"], model["min_copies"], model["copies"]["usb"]["overdue"]) == (1, 2, True)
 
 
 def test_a_file_that_is_missing_in_the_store_is_named_as_missing(held: World) -> None:
