@@ -121,11 +121,11 @@ class HubCache(FolderCopy):
                 return ""
             hint = 'set views = "copy" (or "auto") in the config'
             raise Refused(why=f"views = {self.views!r}, but {self.root} can't share bytes with {source} that way", hint=hint)
-        self._clear(blob, entry)
+        self.set_blob_aside(blob, entry)
         publish(staged, blob)
         return how
 
-    def _clear(self, blob: Path, entry: FileEntry) -> None:
+    def set_blob_aside(self, blob: Path, entry: FileEntry) -> None:
         """A blob that is not what its name says is evidence; a link to one that repos share is just taken away."""
         if blob.is_symlink() or blob.exists():
             self._make_way(blob, entry, self.ours)
@@ -157,7 +157,7 @@ class HubCache(FolderCopy):
                 raise corrupt(entry.path, [(0, entry.size_bytes)], "it changed in the store since it was proven")
             staged = staging / f"view-{entry.etag[:40]}"
             write_atomically(staged, content, fsync_parent=False)
-            self._clear(blob, entry)
+            self.set_blob_aside(blob, entry)
             with errors_of(blob):
                 blob.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(staged, blob)
