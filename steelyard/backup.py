@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -16,7 +17,7 @@ from steelyard.copies.folder import FolderCopy
 from steelyard.copies.mount import MountReplica
 from steelyard.errors import Corrupt, Missing, MountAbsent, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
-from steelyard.pieces import MIB
+from steelyard.pieces import MIB, in_threads
 from steelyard.protection import check_copies, skipped, tell_of_the_shelf, warn_of_weakness
 from steelyard.report import Report, Row
 from steelyard.site import Site
@@ -48,18 +49,45 @@ def backup(site: Site, models: Sequence[str] = (), *, to: str | None = None, run
     if not targets:
         log.warning("the config has no replicas: there is nowhere to back up to")
     proven: dict[tuple[str, str], Finding] = {}
-    for name in targets:
-        with report.collecting():
-            try:
-                _to_replica(site, chosen, name, report, proven, run)
-            except MountAbsent as error:
-                if to:
-                    raise
-                report.rows += skipped(site, chosen, name, error)
+    reports = {name: Report("backup") for name in targets}
+
+    def in_turn(names: Sequence[str]) -> None:
+        for name in names:
+            with reports[name].collecting():
+                try:
+                    _to_replica(site, chosen, name, reports[name], proven, run)
+                except MountAbsent as error:
+                    if to:
+                        raise
+                    reports[name].rows += skipped(site, chosen, name, error)
+
+    together = _by_disk(site, targets) if len(targets) > 1 else []
+    if len(together) > 1 and run is run_here:
+        # The threads carry the watch of this one, so that a stop request and the progress reach all of them.
+        contexts = {names[0]: copy_context() for names in together}
+        in_threads(lambda names: contexts[names[0]].run(in_turn, names), together, threads=len(together), stop=current_watch().stop)
+    else:
+        in_turn(targets)
+    for one in reports.values():
+        report.rows += one.rows
+        report.errors += one.errors
     for model in chosen:
         with report.collecting():
             check_copies(site, model)
     return report.close()
+
+
+def _by_disk(site: Site, names: Sequence[str]) -> list[list[str]]:
+    """Replicas that share a disk take turns, others are written at once."""
+    disks: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            site.replicas[name].ready(write=False)
+            disk = site.replicas[name].failure_domain()
+        except SteelyardError:
+            disk = name  # away: it says so in its own turn
+        disks.setdefault(disk, []).append(name)
+    return list(disks.values())
 
 
 def _to_replica(site: Site, chosen: Sequence[str], name: str, report: Report, proven: dict[tuple[str, str], Finding], run: Run) -> None:

@@ -204,3 +204,38 @@ def test_a_round_with_nothing_to_do_looks_again_at_whatever_moved(held: World) -
     held.flip(held.usb / "mvdream" / commit / FILE, 77)
     assert backup(held.site()).exit_code == 1
     assert not held.site().history.state("usb", "mvdream", commit)
+
+
+@pytest.mark.root
+def test_replicas_on_separate_disks_are_written_at_once_and_a_failure_of_one_is_its_own(
+    held: World, plug: Plug, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    from steelyard.copies.base import ProvenReader
+
+    one, two = plug(name="one"), plug(name="two", kind="xfs")
+    held.configure(
+        f'[replicas.nas]\nkind = "mount"\npath = "{two.point}/m"\nmount_point = "{two.point}"\n'
+        f'[replicas.gone]\nkind = "mount"\npath = "{held.home}/gone/m"\nmount_point = "{held.home}/gone"\n'
+    )
+    text = held.config.read_text().replace(
+        f'path = "{held.usb}"\nmount_point = false', f'path = "{one.point}/m"\nmount_point = "{one.point}"'
+    )
+    held.config.write_text(text)
+    meet = threading.Barrier(2)
+    read = ProvenReader.read_piece
+
+    def met(self: ProvenReader, index: int, buffer: memoryview) -> memoryview:
+        if index == 0:
+            meet.wait(10)  # breaks unless both copies are under way at the same time
+        return read(self, index, buffer)
+
+    monkeypatch.setattr(ProvenReader, "read_piece", met)
+    report = backup(held.site())
+    assert (report.exit_code, [(row.copy, row.outcome) for row in report.rows]) == (
+        0,
+        [("usb", "copied"), ("nas", "copied"), ("gone", "skipped")],
+    ), report.errors
+    monkeypatch.undo()
+    assert {row.outcome for row in verify(held.site(), copy="nas").rows} == {"ok"}
