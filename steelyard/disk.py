@@ -185,11 +185,12 @@ def probe_write(folder: Path) -> None:
     with errors_of(folder):
         fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            # Its name goes first: a kill in the middle then leaves nothing behind.
+            probe.unlink(missing_ok=True)
             os.write(fd, b"probe")
             os.fsync(fd)
         finally:
             os.close(fd)
-            probe.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> Path:
