@@ -138,7 +138,7 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
             with watched_in_prefect():
                 site = Site.open(options.config)
                 # Runs over all models are found by each model's tag too, as long as the tags fit on a screen.
-                every = () if options.tags or len(site.config.models) > MOST_TAGS else tuple(site.config.models)
+                every = () if _names_models(options) or len(site.config.models) > MOST_TAGS else tuple(site.config.models)
                 tag_run(context, {"steelyard", verb, *options.tags, *every})
                 report = work(site)
         except (KeyboardInterrupt, Stopped):
@@ -155,6 +155,10 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
         if keep_report(context.flow.name, report) and site is not None:
             keep_state(site)
     return report if report.ok else Failed(message=sentence(report))
+
+
+def _names_models(options: Options) -> bool:
+    return bool(getattr(options, "models", ()) or getattr(options, "model", ""))
 
 
 def sentence(report: Report) -> str:

@@ -73,10 +73,15 @@ ReplicaName = Annotated[
 DryRun = Annotated[bool, Field(title="Dry run", description="Only say what would be done; nothing is changed.")]
 
 
+def _config_last(schema: JsonSchemaValue) -> None:
+    """In the form, what is rarely touched stands last; pydantic puts the fields of a base class first."""
+    schema["properties"]["config"] = schema["properties"].pop("config")
+
+
 class Options(BaseModel):
     """The parameters of a flow."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_config_last)
 
     config: Annotated[
         Path | None,

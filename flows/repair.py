@@ -26,7 +26,7 @@ class RepairModels(Options):
 
     @property
     def tags(self) -> tuple[str, ...]:
-        return (*self.models, self.copy_name)
+        return (*self.models, *((self.copy_name,) if self.copy_name != "all" else ()))
 
 
 @flow(**named("repair-models", "repair"))

@@ -41,7 +41,7 @@ class VerifyModels(Options):
 
     @property
     def tags(self) -> tuple[str, ...]:
-        return (*self.models, self.copy_name)
+        return (*self.models, *((self.copy_name,) if self.copy_name != "all" else ()))
 
 
 @flow(**named("verify-models", "verify"))

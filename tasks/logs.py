@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from uuid import UUID
 
 from prefect.context import TaskRunContext
+from prefect.exceptions import FailedRun
 from prefect.logging.handlers import APILogHandler
 
 from steelyard.errors import SteelyardError
@@ -76,6 +77,17 @@ class _OfTasks(logging.Filter):
         return self._allowance.grants(record)
 
 
+class _OfFlows(logging.Filter):
+    """On a worker Prefect raises a flow's own Failed state once more and logs that as an unexpected exception; it has been told already."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        return not isinstance(error, FailedRun)
+
+
+_of_flows = _OfFlows()
+
+
 @contextmanager
 def logs_in_prefect(flow_run_id: UUID) -> Iterator[None]:
     """While the block runs, the `steelyard` logger speaks in the UI too."""
@@ -85,6 +97,8 @@ def logs_in_prefect(flow_run_id: UUID) -> Iterator[None]:
     handler, of_tasks = _ToPrefect(flow_run_id, allowance), _OfTasks(allowance)
     ours.addHandler(handler)
     theirs.addFilter(of_tasks)
+    # It stays: the line comes after the flow's end, and a filter is there once however often it is added.
+    logging.getLogger("prefect.flow_runs").addFilter(_of_flows)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,15 @@ class Api:
     url: str
 
     def ask(self, path: str, body: object = None) -> Any:
-        return orchestrator.ask(self.url, path, body, timeout_s=30)
+        """As Prefect's own client asks: 503 is SQLite having two writers at once, and worth another try."""
+        for wait_s in (0.5, 1, 2, 4, 0):
+            try:
+                return orchestrator.ask(self.url, path, body, timeout_s=30)
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or not wait_s:
+                    raise
+                time.sleep(wait_s)
+        raise AssertionError("the last try returns or raises")
 
     def deployment(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.ask(f"/deployments/name/{name}")
@@ -118,8 +127,7 @@ def surroundings(home: Path) -> dict[str, str]:
         "PREFECT_HOME": str(home / "prefect"),
         "XDG_STATE_HOME": str(home / "state"),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
         "PYTHONPATH": str(ROOT),
     }
     return environment

@@ -12,16 +12,16 @@ from tests.prefect.conftest import Api, PrefectWorld, Up, until
 
 
 def test_a_schedule_fires_and_the_worker_does_the_work(api: Api, held: PrefectWorld) -> None:
-    deployment = api.deployment("verify-models/weekly")
+    deployment = api.deployment("check-updates/daily")
     began = datetime.now(UTC)
     made = api.ask(
         f"/deployments/{deployment['id']}/schedules",
         [
             {
-                "schedule": {"interval": 3, "anchor_date": began.isoformat()},
+                "schedule": {"interval": 5, "anchor_date": began.isoformat()},
                 "active": True,
-                "slug": "every-three-seconds",
-                "parameters": {"options": {"config": str(held.config), "copy_name": "store"}},
+                "slug": "every-five-seconds",
+                "parameters": {"options": {"config": str(held.config)}},
             }
         ],
     )
@@ -39,7 +39,7 @@ def test_a_schedule_fires_and_the_worker_does_the_work(api: Api, held: PrefectWo
     finally:
         delete(api, f"/deployments/{deployment['id']}/schedules/{made[0]['id']}")
     assert run["auto_scheduled"] is True
-    assert (run["state_name"], run["name"]) == ("Completed", "verify · all models in store")
+    assert (run["state_name"], run["name"]) == ("Completed", "check updates · all models")
 
 
 def delete(api: Api, path: str) -> None:
@@ -55,6 +55,17 @@ def test_a_run_from_the_form_takes_its_parameters(api: Api, held: PrefectWorld) 
     assert (run["state_name"], run["name"]) == ("Completed", "backup · mvdream → usb")
     assert {"steelyard", "backup", "mvdream", "usb"} <= set(run["tags"])
     assert [path.name for path in held.usb.rglob(FILE)] == [FILE]
+
+
+def test_a_failed_run_on_a_worker_says_why_and_shows_no_traceback(api: Api, held: PrefectWorld) -> None:
+    held.flip(held.weights, 100)
+    ident = api.start("verify-models/weekly", config=str(held.config), copy_name="store")
+    run = api.until_ended(ident)
+    assert run["state_name"] == "Failed"
+    assert f"{FILE} in store is corrupt" in run["state"]["message"]
+    assert set(run["tags"]) == {"steelyard", "verify", "mvdream", "store"}
+    lines = until(lambda: found if "Finished in state Failed" in str(found := api.logs(ident)) else None, 20, "the log")
+    assert "Traceback" not in str(lines)
 
 
 @pytest.mark.parametrize(
