@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steelyard.errors import Corrupt, NoSpace, OtherSide, Range, SteelyardError, Stopped
+from steelyard.hot import HotBlocks
 from steelyard.line import Line
 from steelyard.lock import LockedFile
 from steelyard.manifest import FileEntry
@@ -155,9 +157,10 @@ def _arrive(lines: Sequence[Line], file: LockedFile, partial: Partial, *, connec
     first_error: SteelyardError | None = None
     with watch.job(f"download {file.path}", file.size_bytes) as job, pool(connections + 1, ended) as executor:
         watch.advance(job, file.size_bytes - missing_bytes(partial.missing()))
-        follower = executor.submit(_follow, partial, file, ended, watch)
+        hot = HotBlocks()
+        follower = executor.submit(_follow, partial, file, hot, ended, watch)
         for line in lines:
-            transfer = Transfer(line, file, partial, patience_s=patience_s, job=job, watch=watch)
+            transfer = Transfer(line, file, partial, hot, patience_s=patience_s, job=job, watch=watch)
             try:
                 transfer.run(executor, connections)
                 return received + transfer.received_bytes, job.retries, follower.result()
@@ -173,8 +176,8 @@ def _arrive(lines: Sequence[Line], file: LockedFile, partial: Partial, *, connec
         raise first_error
 
 
-def _follow(partial: Partial, file: LockedFile, ended: threading.Event, watch: Watch) -> Digests:
-    """Digest the staged file in order, right behind what has arrived: the bytes are still in memory, and no second pass is needed."""
+def _follow(partial: Partial, file: LockedFile, hot: HotBlocks, ended: threading.Event, watch: Watch) -> Digests:
+    """Digest the staged file in order, right behind what has arrived: from memory where it is at hand, else from the page cache."""
     arrival = Arrival(file.size_bytes, git=not file.sha256)
     buffers = arrival.buffers()
     try:
@@ -190,9 +193,15 @@ def _follow(partial: Partial, file: LockedFile, ended: threading.Event, watch: W
                 while at < ready:
                     if ended.is_set() or watch.stop.is_set():
                         raise Stopped()
-                    buffer = next(buffers)[: min(MIB, ready - at)]
-                    at += source.readinto(at, buffer)
-                    arrival.feed(buffer)
+                    if (block := hot.take(at)) is not None:
+                        view, buffer = block
+                        at += len(view)
+                        arrival.feed(view, functools.partial(hot.give_back, buffer))
+                        continue
+                    # Up to where the next block begins, which may be at hand again.
+                    view = next(buffers)[: min(MIB - at % MIB, ready - at)]
+                    at += source.readinto(at, view)
+                    arrival.feed(view)
         return arrival.finish()
     finally:
         arrival.close()

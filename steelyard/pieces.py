@@ -97,7 +97,7 @@ class Arrival:
         self._piece = blake3()
         self._pieces: list[str] = []
         self._in_piece = 0
-        self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(ahead)
+        self._queue: queue.Queue[tuple[memoryview, Callable[[], None] | None] | None] = queue.Queue(ahead)
         self._thread: threading.Thread | None = None
 
     def buffers(self, size_bytes: int = MIB) -> Iterator[memoryview]:
@@ -106,26 +106,30 @@ class Arrival:
         ring = [memoryview(bytearray(size_bytes)) for _ in range(self._ahead + 2)]
         return itertools.cycle(ring)
 
-    def feed(self, data: memoryview | bytes) -> None:
-        view = memoryview(data)
-        if len(view) < MIB and self._thread is None:
-            self._sha.update(view)
-        else:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._follow, name="sha256", daemon=True)
-                self._thread.start()
-            self._queue.put(view)
+    def feed(self, data: memoryview | bytes, done: Callable[[], None] | None = None) -> None:
+        """Digest *data* as the next bytes. *done* is called, from either thread, when *data* may be changed again."""
+        view = rest = memoryview(data)
         if self._git is not None:
             self._git.update(view)
         self._crc = self._crc_of(view, self._crc)
         self._fed += len(view)
-        while len(view):
-            take = min(len(view), self.piece_bytes - self._in_piece)
-            self._piece.update(view[:take])
+        while len(rest):
+            take = min(len(rest), self.piece_bytes - self._in_piece)
+            self._piece.update(rest[:take])
             self._in_piece += take
             if self._in_piece == self.piece_bytes:
                 self._end_piece()
-            view = view[take:]
+            rest = rest[take:]
+        # Last: with it the other thread may let go of the bytes.
+        if len(view) < MIB and self._thread is None:
+            self._sha.update(view)
+            if done is not None:
+                done()
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._follow, name="sha256", daemon=True)
+            self._thread.start()
+        self._queue.put((view, done))
 
     def _end_piece(self) -> None:
         self._pieces.append(self._piece.hexdigest())
@@ -133,8 +137,11 @@ class Arrival:
         self._in_piece = 0
 
     def _follow(self) -> None:
-        while (data := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
+            data, done = item
             self._sha.update(data)
+            if done is not None:
+                done()
 
     def close(self) -> None:
         """End the helper thread; needed only where finish() is not reached."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from steelyard.errors import Range, Stopped
+from steelyard.hot import HotBlocks
 from steelyard.line import Address, Line
 from steelyard.lock import LockedFile
 from steelyard.pieces import MIB
@@ -20,30 +21,43 @@ from steelyard.weather import CONDITION, Patience, Trouble
 log = logging.getLogger("steelyard.fetch")
 
 SPAN_BYTES = 32 * MIB
-"""The most that one request asks for: long enough that its round trip does not count."""
+"""The most that one request asks for."""
 LEAST_SPAN_BYTES = 4 * MIB
+"""And the least. Short ones arrive nearly in order, which is what the digests want; long ones make up for a slow round trip."""
+ROUND_TRIPS = 20
+"""A request asks for as much as arrives in so many round trips: waiting for the first byte then costs at most a twentieth."""
 BLOCK_S = 2.0
 """On a slow line a block is written and journaled after this time, however little it is: a kill costs seconds, not megabytes."""
 IGNORED_RANGES_ALLOWED = 2
 """How often a server may answer a range with the whole file before it is believed that it knows no ranges."""
 
 
+class _Leave(Exception):
+    """Another connection takes the whole file; never leaves this module."""
+
+
 class Transfer:
     """One line's try at a file. The first error ends every connection; what has arrived stays in the partial."""
 
-    def __init__(self, line: Line, file: LockedFile, partial: Partial, *, patience_s: float, job: Job, watch: Watch) -> None:
+    def __init__(
+        self, line: Line, file: LockedFile, partial: Partial, hot: HotBlocks, *, patience_s: float, job: Job, watch: Watch
+    ) -> None:
         self.line, self.file, self.partial = line, file, partial
         self.patience = Patience(patience_s)
         self.received_bytes = 0
-        self._job, self._watch = job, watch
+        self._hot, self._job, self._watch = hot, job, watch
         self._retries_before = job.retries
         self._lock = threading.Lock()
         self._todo: list[Range] = []
         self._left_bytes = 0
         self._connections = 1
+        self._span_bytes = LEAST_SPAN_BYTES
         self._ignored = 0
-        self._takes_whole = False
+        self._taker: int | None = None
+        self._active = threading.Condition(self._lock)
+        self._active_count = 0
         self._ended = threading.Event()
+        self._buffers = threading.local()
         self._error: BaseException | None = None
 
     def run(self, executor: ThreadPoolExecutor, connections: int) -> None:
@@ -53,7 +67,7 @@ class Transfer:
             self._left_bytes = sum(end - start for start, end in missing)
             self._connections = max(1, min(connections, -(-self._left_bytes // LEAST_SPAN_BYTES)))
             self.patience.connections = self._connections
-            self._takes_whole = False
+            self._taker, self._active_count = None, self._connections
             futures = [executor.submit(self._connection) for _ in range(self._connections)]
             try:
                 wait(futures)
@@ -68,13 +82,13 @@ class Transfer:
     # --- sharing the work out
 
     def _take(self) -> Range | None:
-        """The next range from the front; shorter at the start, where the digests wait for it, and at the end, so that all end together."""
+        """The next range from the front; shorter at the end, so that all connections end together."""
         with self._lock:
-            if not self._todo:
+            if not self._todo or self._taker is not None:
                 return None
             start, end = self._todo.pop()
             fair = self._left_bytes // (2 * self._connections)
-            most = LEAST_SPAN_BYTES if start < SPAN_BYTES else min(SPAN_BYTES, max(LEAST_SPAN_BYTES, fair))
+            most = max(LEAST_SPAN_BYTES, min(self._span_bytes, fair))
             # A range ends where a block does: blocks of full size are what the journal is made for.
             cut = min(end, max((start + most) // BLOCK_BYTES, start // BLOCK_BYTES + 1) * BLOCK_BYTES)
             if cut < end:
@@ -82,42 +96,61 @@ class Transfer:
             self._left_bytes -= cut - start
             return start, cut
 
-    def _take_over(self) -> bool:
-        """Where the server knows no ranges one connection takes the whole file, and the others leave."""
+    def _learn(self, first_byte_s: float, whole_s: float, count: int) -> None:
+        """From one request: how much is worth asking for at once."""
+        body_s = max(whole_s - first_byte_s, 1e-4)
         with self._lock:
-            if self._takes_whole:
-                return False
-            self._takes_whole = True
+            wanted = ROUND_TRIPS * first_byte_s * count / body_s
+            self._span_bytes = int(min(SPAN_BYTES, max(LEAST_SPAN_BYTES, (self._span_bytes + wanted) / 2)))
+
+    def _take_over(self) -> bool:
+        """Where the server knows no ranges one connection takes the whole file, and the others leave: no byte is written twice."""
+        with self._lock:
+            if self._taker is not None:
+                return self._taker == threading.get_ident()
+            self._taker = threading.get_ident()
             self._todo.clear()
+            while self._active_count > 1:
+                self._active.wait(0.1)
+                self._check()
             return True
 
     # --- one connection
 
     def _connection(self) -> None:
-        buffer = memoryview(bytearray(BLOCK_BYTES))
         try:
-            while (span := self._take()) is not None and self._bring(*span, buffer):
+            self._buffers.mine = self._hot.buffer()
+            while (span := self._take()) is not None and self._bring(*span):
                 self.partial.start_writing(span[0], span[1] - span[0])
+        except _Leave:
+            pass
         except BaseException as error:  # noqa: BLE001 - run() raises it once every connection has ended
             with self._lock:
                 if self._error is None or isinstance(self._error, Stopped):
                     self._error = error
             self._ended.set()
+        finally:
+            with self._lock:
+                self._active_count -= 1
+                self._active.notify_all()
 
-    def _bring(self, at: int, end: int, buffer: memoryview) -> bool:
+    def _bring(self, at: int, end: int) -> bool:
         """Bring one range; False when another connection has taken over the whole file. :raises Trouble: when patience is at its end."""
         stale: Address | None = None
         while at < end:
             self._check()
             try:
                 address = self.line.address(self.file, stale)
+                asked_at = time.monotonic()
                 with self.line.stream(self.file, at, end, address) as stream:
+                    first_byte_s = time.monotonic() - asked_at
                     if stream.ignored_range:
                         if not self._believe_no_ranges():
                             return False
                         end = self.file.size_bytes
                         stream.end = end
-                    self._pour(stream, at, buffer)
+                    self._pour(stream, at)
+                    self._learn(first_byte_s, time.monotonic() - asked_at, end - at)
                 at = end
             except Trouble as trouble:
                 at = self._reached(at, end)
@@ -139,29 +172,48 @@ class Transfer:
             raise Trouble(CONDITION["ignores-range"])
         return self._take_over()
 
-    def _pour(self, stream: Stream, at: int, buffer: memoryview) -> None:
-        """Write what the stream brings from *at* on, in journaled blocks; what comes before *at* is passed over."""
-        from awscrt.checksums import crc64nvme
-
-        while stream.at < at:
-            self._count(stream.readinto(buffer[: min(len(buffer), at - stream.at)]), new=False)
-            self._check()
+    def _pour(self, stream: Stream, at: int) -> None:
+        """Write what the stream brings from *at* on, in journaled blocks; what is there already is passed over and never written again."""
         while stream.at < stream.end:
-            # One block fills the buffer, in as many reads as the line wants, and is written in one go.
-            start, filled = stream.at, 0
-            block = buffer[: min(BLOCK_BYTES - start % BLOCK_BYTES, stream.end - start)]
+            start = stream.at
+            end, skip = self._next_block(start, stream.end, at)
+            buffer: memoryview = self._buffers.mine
+            block, filled = buffer[: end - start], 0
+            until = time.monotonic() + BLOCK_S
             try:
-                until = time.monotonic() + BLOCK_S
-                while filled < len(block) and time.monotonic() < until:
+                # One block fills the buffer, in as many reads as the line wants, and is written in one go.
+                while filled < len(block) and (skip or time.monotonic() < until):
                     got = stream.readinto(block[filled:])
                     filled += got
-                    self._count(got, new=True)
+                    self._count(got, new=not skip)
                     self._check()
             finally:
                 # What a broken connection brought is worth keeping too.
-                if filled:
-                    self.partial.write(start, block[:filled])
-                    self.partial.record(start, filled, crc64nvme(block[:filled]))
+                if filled and not skip:
+                    self._put(start, filled, buffer)
+
+    def _next_block(self, start: int, end: int, wanted_from: int) -> tuple[int, bool]:
+        """Where the block that begins at *start* ends, and whether it is to be passed over."""
+        end = min(end, (start // BLOCK_BYTES + 1) * BLOCK_BYTES)
+        if start < wanted_from:
+            return min(end, wanted_from), True
+        if self._taker is not None:
+            for lo, hi in self.partial.have():
+                if lo <= start < hi:
+                    return min(end, hi), True
+                if start < lo < end:
+                    return lo, False
+        return end, False
+
+    def _put(self, start: int, length: int, buffer: memoryview) -> None:
+        from awscrt.checksums import crc64nvme
+
+        block = buffer[:length]
+        self.partial.write(start, block)
+        crc = crc64nvme(block)
+        # Before the record, which tells the digests that it is there.
+        self._buffers.mine = self._hot.swap(start, length, buffer)
+        self.partial.record(start, length, crc)
 
     def _count(self, got: int, *, new: bool) -> None:
         with self._lock:
@@ -171,6 +223,8 @@ class Transfer:
             self._watch.advance(self._job, got)
 
     def _check(self) -> None:
+        if self._taker is not None and self._taker != threading.get_ident():
+            raise _Leave
         if self._ended.is_set() or self._watch.stop.is_set():
             raise Stopped()
 

@@ -21,7 +21,7 @@ from steelyard.standins.hub import LoopbackHub
 from .world import FILE, MIB, REPO, WEIGHTS, got, left_behind, make_site, run, sha256
 
 AGAIN_BYTES = 16 * MIB
-BIG = WEIGHTS * 4  # 36 MiB
+BIG = WEIGHTS * 8  # 72 MiB
 
 
 def start(site: Site) -> subprocess.Popen[bytes]:
@@ -47,7 +47,7 @@ def kill_at(site: Site, hub: LoopbackHub, sent_bytes: int) -> None:
 def test_after_a_kill_the_next_run_fetches_the_rest_and_little_more(hub: LoopbackHub, tmp_path: Path, percent: int) -> None:
     hub.add_revision(REPO, {FILE: BIG})
     site = make_site(tmp_path, hub)
-    hub.rate_limit_bytes_per_s = 60 * MIB
+    hub.rate_limit_bytes_per_s = 80 * MIB
     kill_at(site, hub, len(BIG) * percent // 100)
     arrived = hub.bytes_sent("cdn")
     assert left_behind(site) == []
@@ -68,7 +68,7 @@ def test_after_a_kill_the_next_run_fetches_the_rest_and_little_more(hub: Loopbac
 def test_being_killed_again_and_again_still_comes_to_an_end(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add_revision(REPO, {FILE: BIG})
     site = make_site(tmp_path, hub)
-    hub.rate_limit_bytes_per_s = 60 * MIB
+    hub.rate_limit_bytes_per_s = 80 * MIB
     for _ in range(3):
         kill_at(site, hub, hub.bytes_sent("cdn") + 10 * MIB)
     hub.rate_limit_bytes_per_s = None
@@ -82,7 +82,7 @@ def staged(site: Site, content: bytes) -> Path:
 
 def interrupted(hub: LoopbackHub, site: Site) -> tuple[Path, int]:
     """A download that the Hub ended after its first 4 MiB and one more range; its staging file, and what is missing of it."""
-    fault = hub.faults.add("cdn", "503", skip=2)
+    fault = hub.faults.add("cdn", "410", skip=2)
     assert not run(site).ok
     fault.times = 0
     missing = len(WEIGHTS) - sum(line.bytes_sent for line in hub.requests if line.port == "cdn" and line.status == 206)

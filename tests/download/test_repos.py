@@ -267,7 +267,7 @@ def test_our_orphans_are_swept_and_the_librarys_are_counted_and_left(hub: Loopba
 
 
 def test_a_partial_that_the_lock_wants_is_never_swept(hub: LoopbackHub, site: Site) -> None:
-    fault = hub.faults.add("cdn", "503", skip=2)
+    fault = hub.faults.add("cdn", "410", skip=2)
     assert not run(site).ok
     fault.times = 0
     for path in (site.store.ours / "staging").iterdir():
