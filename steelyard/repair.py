@@ -156,7 +156,7 @@ def _records(site: Site, where: Copy, name: str, manifest: Manifest, mended: boo
         site.hub_cache.seal(manifest)
     elif name == "store":
         if not site.store.model_info_holds(site.held_manifests()):
-            site.store.write_model_info(site.held_manifests())
+            site.write_model_info()
     else:
         try:
             held = where.manifest(manifest.model, manifest.commit)

@@ -180,7 +180,7 @@ def _adopt_records(site: Site, model: str, manifest: Manifest, locked: LockedMod
         path = site.store.path_of(manifest, entry.path)
         proof = Finding("ok", proof="restored, read back", bytes_read=entry.size_bytes, stat=stat_of(path.stat()))
         site.history.record("store", model, manifest.commit, entry.path, proof)
-    site.store.write_model_info(site.held_manifests())
+    site.write_model_info()
 
 
 # --- candidates and the step
