@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -16,6 +17,8 @@ from flows.named import named
 from flows.options import Models, Options, which
 from steelyard.backup import backup
 from steelyard.cli import COMMON, Asked, Common, app
+from steelyard.errors import SteelyardError
+from steelyard.inventory import publish
 from steelyard.repair import repair
 from steelyard.report import Report, Row
 from steelyard.site import Site
@@ -39,6 +42,16 @@ class KeepModels(Options):
         Repair,
         Field(description="report: only say what is bad. auto: mend it from any copy that proves good; the bad bytes go to quarantine."),
     ] = "report"
+    hub_away_days: Annotated[
+        float,
+        Field(
+            title="Days the Hub may be away",
+            ge=0,
+            le=365,
+            description="The round fails for a Hub that can't be reached only once it has been away this long; until then it warns. "
+            "0: at once.",
+        ),
+    ] = 0
 
     @property
     def title(self) -> str:
@@ -52,11 +65,16 @@ class KeepModels(Options):
 @flow(**named("keep-models", "keep"))
 def keep_models(options: KeepModels = KeepModels()) -> State[Report] | Report:
     """The nightly round: verify every copy, mend or report what is bad, back up, ask the Hub what is new."""
-    return perform("keep", options, lambda site: keep(site, options.models, mend=options.repair, run=run_as_task))
+    return perform(
+        "keep", options, lambda site: keep(site, options.models, mend=options.repair, hub_away_days=options.hub_away_days, run=run_as_task)
+    )
 
 
-def keep(site: Site, models: Sequence[str], *, mend: Repair, run: Run) -> Report:
-    """One round over *models* (none: all). What was bad and is mended counts as well; a drive that is absent is skipped."""
+def keep(site: Site, models: Sequence[str], *, mend: Repair, hub_away_days: float = 0, run: Run) -> Report:
+    """One round over *models* (none: all). What was bad and is mended counts as well; a drive that is absent is skipped.
+
+    So is a Hub that can't be reached, until it has been away for *hub_away_days*: nothing held is worse for it.
+    """
     report = Report("keep")
     verified = _stage(report, "verify", verify(site, models, copy="all", run=run))
     bad = sorted({(row.model, row.copy) for row in verified if row.exit_code and row.outcome in MENDABLE})
@@ -79,7 +97,27 @@ def keep(site: Site, models: Sequence[str], *, mend: Repair, run: Run) -> Report
         for row in report.rows
     ]
     _stage(report, "check-updates", check_updates(site, models, run=run))
+    report.rows = [_forgiven(row, hub_away_days) for row in report.rows]
+    if site.config.fleet.publish and site.replicas:
+        try:
+            report.extra["inventory"] = run(publish, site)
+        except SteelyardError as error:
+            if error.exit_code == 130:
+                raise
+            log.warning("this machine's inventory could not be made: %s", error)
     return report.close()
+
+
+def _forgiven(row: Row, days: float) -> Row:
+    """A row of check-updates that only says that the Hub is away, and not for longer than *days*, is a warning."""
+    since = row.facts.get("since")
+    if not days or row.outcome != "unreachable" or not isinstance(since, str):
+        return row
+    away_days = (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds() / 86400
+    if away_days > days:
+        return row
+    log.warning("%s: the Hub can't be reached since %s; the round fails for it after %g days", row.model, since[:16], days)
+    return replace(row, exit_code=0, facts={**row.facts, "tolerated": True})
 
 
 def _never_there(rows: Sequence[Row], model: str, copy: str) -> bool:

@@ -310,8 +310,23 @@ def inspect_command(*sources: Annotated[str, Parameter(required=True)], common: 
 
 
 @app.command
-def status(*, common: Common = COMMON) -> Asked:
-    """What is held where, how it is, and how full the disk is; reads no weights and asks no network."""
+def status(
+    *,
+    fleet: Annotated[bool, Parameter(negative="")] = False,
+    publish: Annotated[bool, Parameter(negative="")] = False,
+    common: Common = COMMON,
+) -> Asked:
+    """What is held where, how it is, and how full the disk is; reads no weights and asks no network.
+
+    Parameters
+    ----------
+    fleet
+        Every machine, by the inventories that the nightly rounds leave in the replicas.
+    publish
+        Leave this machine's inventory there first; the nightly round does it by itself.
+    """
+    if fleet or publish:
+        return Direct("status", lambda: _fleet(common, publish), _show_fleet)
 
     def make() -> Report:
         from steelyard.site import Site
@@ -325,6 +340,19 @@ def status(*, common: Common = COMMON) -> Asked:
         show_status(report)
 
     return Direct("status", make, show)
+
+
+def _fleet(common: Common, publish: bool) -> Report:
+    from steelyard.fleet import fleet
+    from steelyard.site import Site
+
+    return fleet(Site.open(common.config), publish_first=publish)
+
+
+def _show_fleet(report: Report) -> None:
+    from steelyard.fleet_view import show_fleet
+
+    show_fleet(report)
 
 
 @app.command

@@ -95,6 +95,8 @@ class HubConfig(_Part):
     """Longest silence of a connection [s]."""
     patience: Duration = 120.0
     """How long a download waits out bad weather by itself before it gives up [s]."""
+    prefer_replicas: bool = False
+    """Take a download's bytes from a replica that has them, and only the rest from the Hub; proven by the lock's digests all the same."""
 
     @property
     def effective_endpoint(self) -> str:
@@ -175,6 +177,18 @@ class S3Config(_Part):
 
 ReplicaConfig = Annotated[MountConfig | S3Config, Field(discriminator="kind")]
 
+
+class FleetConfig(_Part):
+    """What the machines of a fleet tell each other: see steelyard.inventory."""
+
+    host: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$")] = ""
+    """This machine's name among the others; its own host name when empty."""
+    publish: bool = True
+    """Whether the nightly round leaves this machine's inventory in the replicas."""
+    stale_after: Duration = 36 * 3600.0
+    """Age from which another machine's inventory is called stale [s]."""
+
+
 RESERVED_COPIES = frozenset({"store", "hub-cache", "hub", "all"})
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 
@@ -186,6 +200,7 @@ class Config(BaseSettings):
 
     store: StoreConfig
     hub: HubConfig = HubConfig()
+    fleet: FleetConfig = FleetConfig()
     models: dict[str, ModelConfig] = Field(min_length=1)
     replicas: dict[str, ReplicaConfig] = {}
 

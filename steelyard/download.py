@@ -102,6 +102,8 @@ def _row(
     facts: dict[str, object] = {"action": action, "commit": locked.commit, "repo_id": locked.repo_id}
     if got is not None:
         facts |= {"sha256": got.entry.sha256, "size_bytes": got.entry.size_bytes, "bytes_fetched": got.bytes_fetched}
+        if got.sources:
+            facts["sources"] = got.sources
         if got.bytes_reused:
             facts["bytes_reused"] = got.bytes_reused
         if got.retries:

@@ -20,6 +20,7 @@ from steelyard.held import proven
 from steelyard.line import Line
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
+from steelyard.nearest import Nearest
 from steelyard.quarantine import set_aside
 from steelyard.site import Site
 from steelyard.source import ByteSource, LocalFile
@@ -41,6 +42,8 @@ class Got:
     bytes_fetched: int = 0
     bytes_reused: int = 0
     retries: int = 0
+    sources: tuple[str, ...] = ()
+    """The copies that the bytes came from, where they did not come from the Hub alone."""
 
 
 def fetch_file(site: Site, model: str, locked: LockedModel, file: LockedFile) -> Got:
@@ -58,6 +61,12 @@ def fetch_file(site: Site, model: str, locked: LockedModel, file: LockedFile) ->
             except Rotten as error:
                 # What refused to come is told by fetching it whole: with evidence where it is wrong, with the other side's reason else.
                 log.warning("%s: %s; fetching all of it", file.path, error)
+        near = Nearest.of(site, model, locked)
+        brought = near.bring(file, lines) if near is not None else None
+        if brought is not None:
+            site.store.seal(site.manifest(model, locked.commit).with_file(brought.entry))
+            _record_proof(site, model, locked.commit, {file.path: path}, "sha256, read back")
+            return Got(brought.entry, "resumed" if brought.resumed else "downloaded", brought.bytes_fetched, sources=brought.sources)
         fetched = _fetched(site, file, path, lines)
         # The manifest comes first: from the moment the file has its name, verify can judge it by piece.
         site.store.seal(site.manifest(model, locked.commit).with_file(fetched.entry))
@@ -148,6 +157,7 @@ def fetch_small_files(site: Site, model: str, locked: LockedModel, files: Sequen
     What the hub cache has is taken from there without a request.
     """
     lines = site.lines(locked)
+    near = Nearest.of(site, model, locked)
     watch = current_watch()
     there: list[Got] = []
     error: SteelyardError | None = None
@@ -159,8 +169,11 @@ def fetch_small_files(site: Site, model: str, locked: LockedModel, files: Sequen
         blob = blob_of(site, locked, file)
         entry = proven(blob, file) if blob.exists() else None
         content, fetched, retries = b"", 0, 0
+        sources: tuple[str, ...] = ()
         if entry is not None:
             content = blob.read_bytes()
+        elif near is not None and (found := near.small(file)) is not None:
+            entry, content, fetched, sources = found.entry, found.content, len(found.content), found.sources
         else:
             content, digests, retries = fetch_small(lines, file, patience_s=site.config.hub.patience)
             entry, fetched = FileEntry.of(file.path, digests, file.etag), len(content)
@@ -169,7 +182,7 @@ def fetch_small_files(site: Site, model: str, locked: LockedModel, files: Sequen
             write_atomically(path, content, fsync_parent=False)
         job.retries += retries
         watch.advance(job, len(content))
-        return Got(entry, "downloaded" if fetched or not content else "adopted", fetched, retries=retries)
+        return Got(entry, "downloaded" if fetched or not content else "adopted", fetched, retries=retries, sources=sources)
 
     try:
         with watch.job(f"download {len(files)} small files", total) as job, ThreadPoolExecutor(SMALL_AT_ONCE) as executor:

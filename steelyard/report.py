@@ -95,7 +95,7 @@ class Report:
 
 _NEVER_SHOWN = {"verdict", "action", "why", "bad_ranges", "reasons", "skipped", "note"}
 _COLUMNS = {
-    "download": ("size_bytes", "bytes_fetched"),
+    "download": ("size_bytes", "bytes_fetched", "sources"),
     "adopt": ("action", "size_bytes"),
     "backup": ("bytes_written",),
     "restore": ("bytes_written",),
