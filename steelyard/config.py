@@ -113,6 +113,8 @@ class ModelConfig(_Part):
     min_copies: Annotated[int, Field(ge=1)] = 1
     allow_globals: tuple[str, ...] = ()
     """Pickle globals trusted for this model beyond those that a state dict needs."""
+    update: Literal["notify", "approve", "auto"] = "notify"
+    """Who takes an update: a person, a person who approves its plan by digest, or the nightly round where it is drop-in and scanned clean."""
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steelyard.copies.hub import HubFile
 from steelyard.errors import OtherSide, Range, SteelyardError
@@ -17,6 +18,9 @@ from steelyard.pieces import MIB, in_threads, merge_ranges, piece_ranges, piece_
 from steelyard.source import ByteSource, LocalFile, read_at
 from steelyard.staging import Partial
 from steelyard.watch import current_watch
+
+if TYPE_CHECKING:
+    from steelyard.checkpoint import Inspection
 
 log = logging.getLogger("steelyard.delta")
 
@@ -77,7 +81,18 @@ def _by_container(old: ByteSource, new: ByteSource) -> list[Reuse] | None:
     """Storages that both have: by checksum and size (torch zip), by name and size where there is none (safetensors). None: no such containers."""
     from steelyard.checkpoint import inspect
 
-    one, other = inspect(old), inspect(new)
+    return _in_both(inspect(old), inspect(new))
+
+
+def shared_bytes(one: Inspection, other: Inspection) -> int | None:
+    """Bytes of *other* that an update takes from *one* instead of fetching them; None where only reading both would tell."""
+    runs = _in_both(one, other)
+    if runs is None or any(run.crc32 is None for run in runs):
+        return None
+    return sum(run.length for run in _joined(sorted(runs, key=lambda run: run.new)) if run.length >= LEAST_RUN_BYTES)
+
+
+def _in_both(one: Inspection, other: Inspection) -> list[Reuse] | None:
     if one.format != other.format or other.format not in {"torch-zip", "torchscript", "safetensors"}:
         return None
     held = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def download(site: Site, models: Sequence[str] = (), *, run: Run = run_here) -> 
 
 
 def _download_model(site: Site, model: str, report: Report, run: Run) -> None:
+    began = time.monotonic()
     locked = run(agree_on, site, model)
     log.info("%s: %s at %s, %d files, %s", model, locked.repo_id, locked.commit[:8], len(locked.files), gb(locked.size_bytes))
     known = {entry.path for entry in site.manifest(model, locked.commit).files}
@@ -78,7 +80,8 @@ def _download_model(site: Site, model: str, report: Report, run: Run) -> None:
             _keep(report, error)
     report.rows += [_row(site, model, locked, path, got[path].action, got=got[path]) for path in sorted(got)]
     fetched = sum(one.bytes_fetched for one in got.values())
-    site.history.event("download", model, "store", "failed" if failed else "ok", commit=locked.commit, bytes=fetched)
+    seconds = round(time.monotonic() - began, 3)
+    site.history.event("download", model, "store", "failed" if failed else "ok", commit=locked.commit, bytes=fetched, seconds=seconds)
     log.info("%s: %d of %d files are in the store, proven", model, len(got), len(locked.files))
 
 

@@ -60,12 +60,13 @@ class History:
             if connection is not None:
                 connection.close()
 
-    def record(self, copy: str, model: str, commit: str, file: str, finding: Finding) -> None:
-        self.record_all(copy, model, commit, {file: finding})
+    def record(self, copy: str, model: str, commit: str, file: str, finding: Finding, *, at: str = "") -> None:
+        """*at* is when the look was, where that is not now: a proof that is carried over to another name keeps its age."""
+        self.record_all(copy, model, commit, {file: finding}, at=at)
 
-    def record_all(self, copy: str, model: str, commit: str, findings: Mapping[str, Finding]) -> None:
+    def record_all(self, copy: str, model: str, commit: str, findings: Mapping[str, Finding], *, at: str = "") -> None:
         """One transaction for many files: 10,000 of them cost one fsync."""
-        at = _now()
+        at = at or _now()
         rows = [
             (at, copy, model, commit, file, one.verdict, one.proof, one.why, json.dumps(one.bad_ranges), one.stat, one.bytes_read)
             for file, one in findings.items()

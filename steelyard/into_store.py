@@ -67,7 +67,7 @@ def fetch_file(site: Site, model: str, locked: LockedModel, file: LockedFile) ->
             site.store.seal(site.manifest(model, locked.commit).with_file(brought.entry))
             _record_proof(site, model, locked.commit, {file.path: path}, "sha256, read back")
             return Got(brought.entry, "resumed" if brought.resumed else "downloaded", brought.bytes_fetched, sources=brought.sources)
-        fetched = _fetched(site, file, path, lines)
+        fetched = fetched_from_hub(site, file, path, lines)
         # The manifest comes first: from the moment the file has its name, verify can judge it by piece.
         site.store.seal(site.manifest(model, locked.commit).with_file(fetched.entry))
         partial, journal = partial_paths(site.store.ours / "staging", file.path, file.etag)
@@ -84,7 +84,7 @@ def blob_of(site: Site, locked: LockedModel, file: LockedFile) -> Path:
     return site.hub_cache.repo_folder(locked.repo_id) / "blobs" / file.etag
 
 
-def _fetched(site: Site, file: LockedFile, old: Path, lines: Sequence[Line]) -> Fetched:
+def fetched_from_hub(site: Site, file: LockedFile, old: Path, lines: Sequence[Line]) -> Fetched:
     """Bring *file* into staging, with what an older version at *old* has in common with it, by the Hub's own client where only that can."""
     from steelyard.delta import seed_from_file
     from steelyard.xet import fetch_by_library, only_by_library

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from blake3 import blake3
 
-from steelyard.copies.base import Look, corrupt
+from steelyard.copies.base import Finding, Look, corrupt
+from steelyard.copies.folder import FolderCopy, stat_of
 from steelyard.fetch import SMALL_BYTES
 from steelyard.hubcache import HubCache
 from steelyard.lock import LockedModel
@@ -20,6 +21,9 @@ from steelyard.staging import Partial
 from steelyard.watch import current_watch
 
 log = logging.getLogger("steelyard")
+
+BLOBS = "blobs"
+"""Under this name the history keeps how a blob lay when it was made or judged here: what is as it was then need not be read to be pointed at."""
 
 
 def share_views(site: Site, model: str, locked: LockedModel, entries: Sequence[FileEntry]) -> Manifest:
@@ -35,13 +39,36 @@ def share_views(site: Site, model: str, locked: LockedModel, entries: Sequence[F
         site.store.seal(manifest)
     try:
         wanted = {entry.path for entry in entries}
-        _fill_cache(site, manifest, [entry for entry in manifest.files if entry.path in wanted])
+        if wanted:
+            fill_cache(site, manifest, [entry for entry in manifest.files if entry.path in wanted], site.store)
+            site.hub_cache.seal(manifest)
     finally:
         site.write_model_info()
     return manifest
 
 
-def _fill_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry]) -> None:
+def point_cache(site: Site, manifest: Manifest) -> None:
+    """Make the library resolve the manifest's revision to its commit."""
+    ready_cache(site, manifest, manifest.files, site.store)
+    site.hub_cache.seal(manifest)
+
+
+def ready_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry], source: FolderCopy) -> None:
+    """fill_cache(), where blobs that lie as they were left are not read again: they were proven then, and are again by the next verify of the cache."""
+    fill_cache(site, manifest, [entry for entry in entries if not _as_left(site, manifest, entry)], source)
+    site.hub_cache.link_all(manifest, entries)
+
+
+def _as_left(site: Site, manifest: Manifest, entry: FileEntry) -> bool:
+    known = site.history.latest(BLOBS, manifest.model, "", entry.etag)
+    try:
+        return known is not None and known.finding.stat == stat_of(site.hub_cache.path_of(manifest, entry.path).stat())
+    except OSError:
+        return False
+
+
+def fill_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry], source: FolderCopy) -> None:
+    """Make *entries*, proven as they lie in *source*, resolvable under the manifest's commit. Its revision is not pointed there yet (HubCache.seal)."""
     if not entries:
         return
     cache, watch = site.hub_cache, current_watch()
@@ -56,12 +83,15 @@ def _fill_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry]) ->
             log.warning("%s: what the hub cache had as %s is not that; it is set aside and made anew", entry.path, blob.name[:12])
         if entry.size_bytes <= SMALL_BYTES and cache.views in {"copy", "auto"}:
             small.append(entry)
-        elif not cache.share(manifest, entry, site.store.path_of(manifest, entry.path)):
-            with site.store.open(manifest, entry) as source:
-                _copy(cache, manifest, entry, source)
-    cache.bring_small(manifest, small, site.store)
+        elif not cache.share(manifest, entry, source.path_of(manifest, entry.path)):
+            with source.open(manifest, entry) as file:
+                _copy(cache, manifest, entry, file)
+    cache.bring_small(manifest, small, source)
     cache.link_all(manifest, entries)
-    cache.seal(manifest)
+    left = {
+        entry.etag: Finding("ok", proof="as it was left", stat=stat_of(cache.path_of(manifest, entry.path).stat())) for entry in entries
+    }
+    site.history.record_all(BLOBS, manifest.model, "", left)
 
 
 def _copy(cache: HubCache, manifest: Manifest, entry: FileEntry, source: LocalFile) -> None:

@@ -144,6 +144,11 @@ class Site:
         with ExitStack() as stack:
             for model in models:
                 stack.enter_context(locked(ours / "locks", f"{copy} {model}", verb))
+                if copy == "store" and (ours / "switch" / f"{model}.json").exists():
+                    from steelyard.switch import recover
+
+                    # Whoever writes to the store finds one whole revision current there, however the last update ended.
+                    recover(self, model)
             yield
 
     def lines(self, model: LockedModel) -> list[Line]:

@@ -6,24 +6,34 @@ finishes it when the lock has moved and takes it back when it has not.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import random
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from steelyard.copies.base import Finding, Look
+from steelyard.copies.base import Finding, Look, piece_holds
 from steelyard.copies.folder import stat_of
 from steelyard.disk import errors_of, fsync_folder, make_folder, write_atomically
-from steelyard.errors import BadRecord, Corrupt, Missing
+from steelyard.errors import BadRecord, Corrupt, Missing, SteelyardError, Unreadable
 from steelyard.lock import LockedModel, locked_from_record
 from steelyard.manifest import FileEntry, Manifest, seal, unseal
 from steelyard.names import confine
 from steelyard.restore import Folder
+from steelyard.sharing import point_cache
 from steelyard.site import Site
+from steelyard.source import LocalFile
 
 log = logging.getLogger("steelyard")
+
+HELD = "held"
+"""Under this name the history keeps how the files of held revisions lie, and when they were proven."""
+SAMPLE_S = 0.5
+"""For so long a rollback reads what it goes back to. Its proof is the file's state since it was last proven; rot that no state shows is what reading finds."""
 
 
 def held_folder(site: Site, model: str, commit: str) -> Path:
@@ -38,6 +48,7 @@ def _intent_path(site: Site, model: str) -> Path:
 def held_revisions(site: Site, model: str) -> list[LockedModel]:
     """Revisions of *model* that are kept beside the current one, latest switched away from first. A damaged record is passed over."""
     home = confine(site.store.ours / "held", model)
+    current = site.lock().get(model)
     found: list[tuple[int, LockedModel]] = []
     for folder in home.iterdir() if home.is_dir() else ():
         record = folder / "lock.json"
@@ -45,12 +56,15 @@ def held_revisions(site: Site, model: str) -> list[LockedModel]:
             found.append((record.stat().st_mtime_ns, locked_from_record(unseal(record.read_bytes(), record)["locked"], record, model)))
         except (OSError, BadRecord, KeyError) as error:
             log.warning("%s can't be used to go back to: %s", folder, error)
-    return [locked for _, locked in sorted(found, key=lambda pair: -pair[0])]
+    # A switch that was stopped before it began leaves the record of what is current still.
+    return [locked for _, locked in sorted(found, key=lambda pair: -pair[0]) if current is None or locked.commit != current.commit]
 
 
-def switch(site: Site, model: str, old: LockedModel, new: LockedModel, manifest: Manifest, incoming: Path) -> None:
+def switch(site: Site, model: str, old: LockedModel, new: LockedModel, manifest: Manifest, incoming: Path) -> SteelyardError | None:
     """Make *new* current. *incoming* holds those of its files that differ from *old*'s, proven; *old*'s are kept in its held folder.
 
+    What could not be done after the lock had moved (the hub cache's ref, model_info.json) is returned: *new* is current then, and the next run
+    of any verb that writes, or of verify, does it.
     :raises ReadOnly, NoSpace, Missing: what was current is then current and whole still.
     """
     changed = [file.path for file in new.files if _etag(old, file.path) != file.etag]
@@ -72,9 +86,18 @@ def switch(site: Site, model: str, old: LockedModel, new: LockedModel, manifest:
             _exchange(site.store.path_of_model(model, path), confine(keep, path), confine(incoming, path))
         site.agree(model, new)
     except BaseException:
-        recover(site, model)
+        with contextlib.suppress(SteelyardError, OSError):
+            recover(site, model)  # what stands in its way now does not when the next run tries
         raise
-    _finish(site, model, old, new, gone, incoming)
+    try:
+        with errors_of(site.store.root):
+            _finish(site, model, old, new, gone, incoming)
+    except SteelyardError as error:
+        if error.exit_code == 130:
+            raise
+        log.warning("%s: %s is current, but not all that follows is done: %s", model, new.commit[:8], error)
+        return error
+    return None
 
 
 def _etag(locked: LockedModel, path: str) -> str:
@@ -140,8 +163,6 @@ def recover(site: Site, model: str) -> bool:
 
 def _finish(site: Site, model: str, old: LockedModel, new: LockedModel, gone: Sequence[str], incoming: Path) -> None:
     """What follows the lock: files the new revision has no more, the hub cache's view, model_info.json, proofs. May be run again."""
-    from steelyard.download import share_views
-
     keep = held_folder(site, model, old.commit)
     for path in gone:
         final, kept = site.store.path_of_model(model, path), confine(keep, path)
@@ -150,22 +171,32 @@ def _finish(site: Site, model: str, old: LockedModel, new: LockedModel, gone: Se
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(final, kept)
     manifest = site.manifest(model, new.commit)
-    _note_proofs(site, manifest)
     _note_held(site, model, old.commit, keep)
-    share_views(site, model, new, manifest.files)
+    _note_proofs(site, manifest, old.commit)
+    site.write_model_info()
+    point_cache(site, manifest)
     shutil.rmtree(incoming, ignore_errors=True)
     _intent_path(site, model).unlink(missing_ok=True)
 
 
-def _note_proofs(site: Site, manifest: Manifest) -> None:
-    """Record the files as they lie now: they were proven on their way here, and renaming changed their ctime."""
+def _note_proofs(site: Site, manifest: Manifest, before: str) -> None:
+    """Record the files as they lie now: renaming changed their ctime, not their bytes. A proof that is carried over keeps its age.
+
+    What is known under neither name came with the update, and was proven on its way here.
+    """
+    model = manifest.model
     for entry in manifest.files:
         try:
             stat = stat_of(site.store.path_of(manifest, entry.path).stat())
         except OSError:
             continue
-        finding = Finding("ok", proof="proven before the switch", bytes_read=0, stat=stat)
-        site.history.record("store", manifest.model, manifest.commit, entry.path, finding)
+        at, proof = "", "sha256 on arrival"
+        for copy, commit in ((HELD, manifest.commit), ("store", before)):
+            last = site.history.latest(copy, model, commit, entry.path)
+            if last is not None and last.finding.ok and same_bytes(last.finding.stat, stat):
+                at, proof = last.at, last.finding.proof
+                break
+        site.history.record("store", model, manifest.commit, entry.path, Finding("ok", proof=proof, stat=stat), at=at)
 
 
 def _note_held(site: Site, model: str, commit: str, keep: Path) -> None:
@@ -174,10 +205,10 @@ def _note_held(site: Site, model: str, commit: str, keep: Path) -> None:
     for entry in manifest.files if manifest else ():
         path = confine(keep, entry.path)
         last = site.history.latest("store", model, commit, entry.path)
-        if last is not None and last.finding.ok and path.is_file() and same_bytes(last.finding.stat, stat_of(path.stat())):
-            site.history.record(
-                "held", model, commit, entry.path, Finding("ok", proof="proven before the switch", stat=stat_of(path.stat()))
-            )
+        if last is not None and last.finding.ok and path.is_file():
+            stat = stat_of(path.stat())
+            if same_bytes(last.finding.stat, stat):
+                site.history.record(HELD, model, commit, entry.path, Finding("ok", proof=last.finding.proof, stat=stat), at=last.at)
 
 
 def same_bytes(before: str, now: str) -> bool:
@@ -186,8 +217,8 @@ def same_bytes(before: str, now: str) -> bool:
     return len(one) == len(other) == 4 and (one[0], one[1], one[3]) == (other[0], other[1], other[3])
 
 
-def back_to(site: Site, model: str, held: LockedModel, current: LockedModel) -> None:
-    """Make *held*, a revision that is kept beside the current one, current. No network.
+def back_to(site: Site, model: str, held: LockedModel, current: LockedModel) -> tuple[str, SteelyardError | None]:
+    """Make *held*, a revision that is kept beside the current one, current: what its proof rests on, and switch()'s answer. No network.
 
     :raises Corrupt, Missing: when a held file is not whole; what is current stays so.
     """
@@ -196,22 +227,50 @@ def back_to(site: Site, model: str, held: LockedModel, current: LockedModel) -> 
         hint = f"bring it back from a replica: steelyard restore {model} --revision {held.commit} --into DIR"
         raise Missing(path=f"the manifest of {model} at {held.commit[:12]}", hint=hint)
     kept = held_folder(site, model, held.commit)
+    proofs = []
+    ends = time.monotonic() + SAMPLE_S
     for file in held.files:
         if _etag(current, file.path) != file.etag:
-            _judge_held(site, model, held.commit, confine(kept, file.path), manifest[file.path])
-    switch(site, model, current, held, manifest, kept)
+            proofs.append(_judge_held(site, model, held.commit, confine(kept, file.path), manifest[file.path], ends))
+    left = switch(site, model, current, held, manifest, kept)
+    return "; ".join(dict.fromkeys(proofs)), left
 
 
-def _judge_held(site: Site, model: str, commit: str, path: Path, entry: FileEntry) -> None:
-    """By its state where that is as it was last proven, else by every byte."""
-    last = site.history.latest("held", model, commit, entry.path)
+def _judge_held(site: Site, model: str, commit: str, path: Path, entry: FileEntry, ends: float) -> str:
+    """What the file's proof rests on: its state, where that is as it was last proven, and as many pieces as can be read until *ends*; else every byte.
+
+    :raises Corrupt, Missing:
+    """
+    last = site.history.latest(HELD, model, commit, entry.path)
+    hint = f"bring it back from a replica: steelyard restore {model} --revision {commit} --into DIR"
     try:
-        if last is not None and last.finding.ok and last.finding.stat == stat_of(path.stat()):
-            return
-    except OSError as error:
-        raise Missing(path=str(path), hint=f"steelyard restore {model} --revision {commit} --into DIR") from error
+        with LocalFile(path) as source:
+            if last is not None and last.finding.ok and last.finding.stat == stat_of(source.stat):
+                read = _sample(source, entry, ends)
+                if read is not None:
+                    rest = f"{read} of {len(entry.pieces)} pieces read" if read < len(entry.pieces) else "every piece read"
+                    return f"unchanged since it was proven on {last.at[:10]}, {rest}"
+    except Missing as error:
+        raise Missing(path=str(path), hint=hint) from error
     lone = replace(entry, path=path.name)
     finding = Folder(path.parent).judge(Manifest(model, "", "", commit, (lone,)), lone, Look())
     if not finding.ok:
-        hint = f"bring it back from a replica: steelyard restore {model} --revision {commit} --into DIR"
         raise Corrupt(path=str(path), why=f"{finding.verdict}: {finding.why}", ranges=finding.bad_ranges, hint=hint)
+    return "every piece read"
+
+
+def _sample(source: LocalFile, entry: FileEntry, ends: float) -> int | None:
+    """How many pieces were read and hold, the two ends first and the others in any order, until *ends* [monotonic]; None when one does not."""
+    others = list(range(1, len(entry.pieces) - 1))
+    random.shuffle(others)
+    read = 0
+    for index in [*sorted({0, len(entry.pieces) - 1}), *others] if entry.pieces else ():
+        if read >= 2 and time.monotonic() > ends:
+            break
+        try:
+            if not piece_holds(source, entry, index):
+                return None
+        except Unreadable:
+            return None
+        read += 1
+    return read

@@ -3,106 +3,127 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from steelyard.checkpoint import LoadReport, load_check
+from steelyard.checkpoint import Fit
 from steelyard.copies.base import Look
-from steelyard.disk import errors_of, gb, make_folder, publish, write_atomically
-from steelyard.errors import Missing, NotLoadable
-from steelyard.fetch import SMALL_BYTES, fetch, fetch_small
+from steelyard.disk import gb, make_folder
+from steelyard.download import check_plan
+from steelyard.errors import Missing, NotLoadable, SteelyardError, UsageError
+from steelyard.incoming import arrived, compare_incoming, fetch_incoming, load_incoming
 from steelyard.loading import weights_files
-from steelyard.lock import LockedFile, LockedModel
+from steelyard.lock import LockedModel
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import confine
-from steelyard.pieces import digest_source
+from steelyard.plans import UpdatePlan, hold_to_plan, read_digest, taken_already
 from steelyard.report import Report, Row
+from steelyard.restore import Folder
+from steelyard.sharing import ready_cache
 from steelyard.site import Site
-from steelyard.source import LocalFile
-from steelyard.space import Need, check_room
-from steelyard.staging import partial_paths
 from steelyard.steps import Run, run_here
-from steelyard.switch import back_to, held_revisions, recover, switch
-from steelyard.watch import current_watch
+from steelyard.switch import back_to, held_revisions, switch
 
 log = logging.getLogger("steelyard")
 
 
-@dataclass(frozen=True)
-class UpdatePlan:
-    """What an update would do: *changed* files are fetched, *kept* ones stay as they are, *gone* ones are no longer upstream."""
+def update(
+    site: Site, model: str, *, to: str | None = None, plan: str | None = None, only_drop_in: bool = False, run: Run = run_here
+) -> Report:
+    """Take *model* to what *to* (None: the config's revision) is now. Fails at any step with the old version current and whole.
 
-    model: str
-    old: LockedModel
-    new: LockedModel
-
-    @property
-    def changed(self) -> tuple[LockedFile, ...]:
-        return tuple(file for file in self.new.files if (held := self.old.get(file.path)) is None or held.etag != file.etag)
-
-    @property
-    def gone(self) -> tuple[LockedFile, ...]:
-        return tuple(file for file in self.old.files if self.new.get(file.path) is None)
-
-    @property
-    def cost_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.changed)
-
-
-def update(site: Site, model: str, *, to: str | None = None, run: Run = run_here) -> Report:
-    """Take *model* to what *to* (None: the config's revision) is now. Fails at any step with the old version current and whole."""
+    *plan* is the digest of a plan that was approved: what is not just that is refused. *only_drop_in*: nothing that a strict loader of the held
+    version would not take.
+    """
     report = Report("update")
     site.config.chosen([model])
+    if to and plan:
+        raise UsageError(why="--to and --plan contradict each other", hint="a plan says already what is taken")
+    approved = read_digest(plan) if plan else ""
     with report.collecting():
         site.store.ready(write=True)
         with site.writing("store", [model], "update"):
-            recover(site, model)
-            plan = run(plan_update, site, model, to)
-            _apply(site, plan, report, run)
+            if approved and (commit := taken_already(site, model, approved)):
+                facts = {
+                    "action": "unchanged",
+                    "held_commit": commit,
+                    "commit": commit,
+                    "bytes_fetched": 0,
+                    "why": "that plan was taken already",
+                }
+                report.rows.append(Row(model, "", "store", str(site.config.folder(model)), facts))
+                return report.close()
+            made = run(plan_update, site, model, to)
+            if approved:
+                run(hold_to_plan, site, made, approved)
+            _apply(site, made, report, run, only_drop_in)
     return report.close()
 
 
-def _apply(site: Site, plan: UpdatePlan, report: Report, run: Run) -> None:
+def _apply(site: Site, plan: UpdatePlan, report: Report, run: Run, only_drop_in: bool) -> None:
     model, old, new = plan.model, plan.old, plan.new
     if old.commit == new.commit:
-        report.rows.append(_row(site, plan, "unchanged", 0, why=f"{new.revision} is {new.commit[:8]}, as held"))
+        report.rows.append(_row(site, plan, "unchanged", why=f"{new.revision} is {new.commit[:8]}, as held"))
         if old.revision != new.revision:
             site.agree(model, new)
         return
     held = next((one for one in held_revisions(site, model) if one.commit == new.commit and not plan.gone), None)
     if held is not None:
         log.info("%s: %s is still held, nothing is fetched", model, new.commit[:8])
-        run(switch_back, site, model, held, old)
-        report.rows.append(_row(site, plan, "updated", 0, why="it was still held here"))
+        _, left = run(switch_back, site, model, held, old)
+        site.history.event("update", model, "store", "ok", commit=new.commit, was=old.commit, bytes=0)
+        report.rows.append(_row(site, plan, "updated", why="it was still held here"))
+        report.errors += [left] if left else []
         return
     log.info("%s: %s → %s, %d files changed, %s to fetch", model, old.commit[:8], new.commit[:8], len(plan.changed), gb(plan.cost_bytes))
+    began = time.monotonic()
     incoming = make_folder(site.store.ours / "incoming" / model / new.commit)
-    check_room([Need(site.store.root, plan.cost_bytes, site.config.store.min_free)])
-    fetched, entries = 0, list[FileEntry]()
-    for file in plan.changed:
-        entry, count = run(fetch_incoming, site, model, new, file, incoming)
-        fetched += count
-        entries.append(entry)
-    manifest = _new_manifest(site, plan, entries)
-    changed = {entry.path for entry in entries}
+    # Both views of the new version must fit beside those of the old one, before the first byte.
+    run(check_plan, site, model, new, [file for file in plan.changed if not arrived(incoming, file)])
+    got = [run(fetch_incoming, site, plan, file, incoming) for file in plan.changed]
+    manifest = _new_manifest(site, plan, [one.entry for one in got])
+    fit = _try_out(site, plan, manifest, incoming, run, only_drop_in)
+    left = run(switch_to, site, plan, manifest, incoming)
+    fetched, reused = sum(one.bytes_fetched for one in got), sum(one.bytes_reused for one in got)
+    seconds = round(time.monotonic() - began, 3)
+    site.history.event("update", model, "store", "ok", commit=new.commit, was=old.commit, bytes=fetched, seconds=seconds)
+    why = f"{old.commit[:8]} is kept: steelyard rollback {model}"
+    report.rows.append(_row(site, plan, "updated", fetched, reused, fit, why))
+    report.errors += [left] if left else []
+
+
+def _try_out(site: Site, plan: UpdatePlan, manifest: Manifest, incoming: Path, run: Run, only_drop_in: bool) -> Fit | None:
+    """Load what arrived, before it is current, and compare it with what is held; the first that does not fit, else the last comparison.
+
+    :raises NotLoadable: the old version stays.
+    """
+    changed = {file.path for file in plan.changed}
+    told: Fit | None = None
     for entry in weights_files(manifest):
-        if entry.path in changed:
-            loaded = run(load_incoming, site, model, confine(incoming, entry.path))
-            if loaded.verdict not in {"ok", "unsupported"}:
-                why = f"{loaded.verdict}; {model} stays at {old.commit[:8]}"
-                raise NotLoadable(
-                    path=f"{entry.path} at {new.commit[:8]}",
-                    why=why,
-                    reason=loaded.verdict,
-                    hint=f"steelyard inspect {incoming / entry.path}",
-                )
-    run(switch_to, site, plan, manifest, incoming)
-    site.history.event("update", model, "store", "ok", commit=new.commit, was=old.commit, bytes=fetched)
-    report.rows.append(_row(site, plan, "updated", fetched, why=f"{old.commit[:8]} is kept: steelyard rollback {model}"))
+        if entry.path not in changed:
+            continue
+        path = confine(incoming, entry.path)
+        loaded = run(load_incoming, site, plan.model, path)
+        if loaded.verdict not in {"ok", "unsupported"}:
+            raise _not_taken(plan, entry.path, loaded.verdict, loaded.verdict, path)
+        if plan.old.get(entry.path) is None:
+            continue
+        fit = run(compare_incoming, site, plan, entry.path, path)
+        if told is None or told.compatible is not False:
+            told = fit
+    if only_drop_in and told is not None and told.compatible is not True:
+        raise _not_taken(plan, "", "not drop-in", told.sentence, incoming)
+    return told
 
 
-def _row(site: Site, plan: UpdatePlan, action: str, fetched: int, *, why: str = "") -> Row:
+def _not_taken(plan: UpdatePlan, file: str, reason: str, why: str, path: Path) -> NotLoadable:
+    where = f"{file or plan.model} at {plan.new.commit[:8]}"
+    hint = f"steelyard inspect {path}" if file else f"to take it all the same: steelyard update {plan.model}"
+    return NotLoadable(path=where, why=f"{why}; {plan.model} stays at {plan.old.commit[:8]}", reason=reason, hint=hint)
+
+
+def _row(site: Site, plan: UpdatePlan, action: str, fetched: int = 0, reused: int = 0, fit: Fit | None = None, why: str = "") -> Row:
     facts = {
         "action": action,
         "held_commit": plan.old.commit,
@@ -110,6 +131,8 @@ def _row(site: Site, plan: UpdatePlan, action: str, fetched: int, *, why: str = 
         "changed_files": [file.path for file in plan.changed],
         "removed_files": [file.path for file in plan.gone],
         "bytes_fetched": fetched,
+        "bytes_reused": reused,
+        "compatible": fit.compatible if fit else None,
         "why": why,
     }
     return Row(plan.model, "", "store", str(site.config.folder(plan.model)), facts)
@@ -135,17 +158,20 @@ def rollback(site: Site, model: str, *, run: Run = run_here) -> Report:
     with report.collecting():
         site.store.ready(write=True)
         with site.writing("store", [model], "rollback"):
-            recover(site, model)
             current = site.locked_model(model)
             held = held_revisions(site, model)
             if current is None or not held:
                 hint = f"an older one may be on a replica: steelyard restore {model} --revision COMMIT --into DIR"
                 raise Missing(path=f"an earlier revision of {model}", hint=hint)
-            run(switch_back, site, model, held[0], current)
+            proof, left = run(switch_back, site, model, held[0], current)
+            why = f"{current.commit[:8]} is kept: steelyard rollback {model} again goes forward"
+            if proof and "every piece" not in proof:
+                why += f"; {proof}: the next verify reads all of it"
             facts = {"action": "rolled-back", "held_commit": current.commit, "commit": held[0].commit, "bytes_fetched": 0}
-            facts["why"] = f"{current.commit[:8]} is kept: steelyard rollback {model} again goes forward"
+            facts |= {"proof": proof, "why": why}
             site.history.event("rollback", model, "store", "ok", commit=held[0].commit, was=current.commit)
             report.rows.append(Row(model, "", "store", str(site.config.folder(model)), facts))
+            report.errors += [left] if left else []
     return report.close()
 
 
@@ -167,56 +193,25 @@ def plan_update(site: Site, model: str, to: str | None) -> UpdatePlan:
     return UpdatePlan(model, old, new)
 
 
-def fetch_incoming(site: Site, model: str, new: LockedModel, file: LockedFile, incoming: Path) -> tuple[FileEntry, int]:
-    """One changed file of the new revision, proven by the Hub's digest, into *incoming*; what a killed update brought is kept."""
-    final = confine(incoming, file.path)
-    already = _proven(final, file)
-    if already is not None:
-        return already, 0
-    settings, ours = site.config.hub, site.store.ours
-    lines = site.lines(new)
-    try:
-        if file.size_bytes <= SMALL_BYTES:
-            content, digests, _ = fetch_small(lines, file, patience_s=settings.patience)
-            write_atomically(final, content)
-            return FileEntry.of(file.path, digests, file.etag), len(content)
-        fetched = fetch(lines, file, ours / "staging", ours / "quarantine", connections=settings.connections, patience_s=settings.patience)
-    finally:
-        for line in lines:
-            line.close()
-    partial, journal = partial_paths(ours / "staging", file.path, file.etag)
-    with errors_of(final):
-        publish(partial, final)
-        journal.unlink(missing_ok=True)
-    return fetched.entry, fetched.bytes_fetched
+def switch_to(site: Site, plan: UpdatePlan, manifest: Manifest, incoming: Path) -> SteelyardError | None:
+    """Judge what stays, make the hub cache's view beside the old one, then switch; switch()'s answer.
 
-
-def _proven(path: Path, file: LockedFile) -> FileEntry | None:
-    if not path.is_file() or path.stat().st_size != file.size_bytes:
-        return None
-    with LocalFile(path) as source:
-        digests = digest_source(source, stop=current_watch().stop, git=not file.sha256)
-    if (digests.sha256 if file.sha256 else digests.git_sha1) != file.etag:
-        return None
-    return FileEntry.of(file.path, digests, file.etag)
-
-
-def load_incoming(site: Site, model: str, path: Path) -> LoadReport:
-    """Does the new file load, before it is switched to."""
-    allowed = frozenset(site.config.models[model].allow_globals)
-    return load_check(path, "cpu", stop=current_watch().stop, allow_globals=allowed)
-
-
-def switch_to(site: Site, plan: UpdatePlan, manifest: Manifest, incoming: Path) -> None:
-    """Judge what stays, then switch. :raises Missing: when a file that both revisions share is not whole in the store."""
+    :raises Missing: when a file that both revisions share is not whole in the store. :raises NoSpace, ReadOnly: nothing is switched then.
+    """
     changed = {file.path for file in plan.changed}
-    for entry in manifest.files:
-        if entry.path not in changed and not (finding := site.store.judge(manifest, entry, Look())).ok:
+    kept = [entry for entry in manifest.files if entry.path not in changed]
+    for entry in kept:
+        finding = site.store.judge(manifest, entry, Look())
+        site.history.record("store", plan.model, plan.old.commit, entry.path, finding)
+        if not finding.ok:
             why = f"{entry.path} is {finding.verdict} in the store"
             raise Missing(path=f"{plan.model}: {why}", hint=f"run: steelyard repair {plan.model}, then update again")
-    switch(site, plan.model, plan.old, plan.new, manifest, incoming)
+    site.hub_cache.ready(write=True)
+    ready_cache(site, manifest, kept, site.store)
+    ready_cache(site, manifest, [entry for entry in manifest.files if entry.path in changed], Folder(incoming))
+    return switch(site, plan.model, plan.old, plan.new, manifest, incoming)
 
 
-def switch_back(site: Site, model: str, held: LockedModel, current: LockedModel) -> None:
-    """Make a held revision current."""
-    back_to(site, model, held, current)
+def switch_back(site: Site, model: str, held: LockedModel, current: LockedModel) -> tuple[str, SteelyardError | None]:
+    """Make a held revision current: what its proof rests on, and switch()'s answer."""
+    return back_to(site, model, held, current)

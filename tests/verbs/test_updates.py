@@ -218,7 +218,7 @@ def test_no_room_for_the_new_version_leaves_the_old_one_current(held: World, new
 def test_wrong_bytes_of_the_new_version_leave_the_old_one_current(held: World, newer: Path) -> None:
     before = tree(held)
     held.hub.add_revision(REPO, {FILE: newer})
-    held.hub.faults.add("cdn", "flip byte 4096")
+    held.hub.faults.add("cdn", "flip byte 7000000")
     assert held.run("update", "mvdream").code == 1
     assert tree(held) == before
 
