@@ -228,20 +228,24 @@ def adopt(
 
 
 @app.command
-def clean(*, apply: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON) -> Asked:
-    """What may go: superseded snapshots beyond what a replica keeps, orphaned partials, old quarantine, unfinished downloads.
+def clean(
+    *, apply: Annotated[bool, Parameter(negative="")] = False, pip: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON
+) -> Asked:
+    """What may go: superseded snapshots and revisions, orphaned partials, old quarantine, unfinished downloads, old outputs, caches.
 
     Parameters
     ----------
     apply
         Remove it; without this it is only named.
+    pip
+        pip's cache too.
     """
 
     def make() -> Report:
         from steelyard.clean import clean as look
         from steelyard.site import Site
 
-        return look(Site.open(common.config), apply=apply)
+        return look(Site.open(common.config), apply=apply, pip=pip)
 
     return Direct("clean", make)
 

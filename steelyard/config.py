@@ -84,6 +84,26 @@ class StoreConfig(_Part):
         return self.models / OURS
 
 
+class CleanConfig(_Part):
+    outputs: tuple[str, ...] = ()
+    """Patterns (fnmatch, below store.outputs) of what `clean` may name once it is old: "old_*"."""
+    outputs_older_than: Duration = 30 * 86400.0
+    """How long nothing in it may have changed."""
+    keep_revisions: Annotated[int, Field(ge=1)] = 2
+    """Older revisions that stay in the store and the hub cache beside the current one; more stay where no replica is proven to hold them."""
+    xet_cache: Size = 10 * 1000**3
+    """Budget of hf_home/xet; what was not used for longest goes first."""
+    pip_cache: bool = False
+    """Whether `clean` names pip's cache too."""
+
+    @model_validator(mode="after")
+    def _below_outputs(self) -> Self:
+        for pattern in self.outputs:
+            if pattern.startswith("/") or {"", ".", "..", "*", "**"} & set(pattern.split("/")[-1:]) or ".." in pattern.split("/"):
+                raise ValueError(f'{pattern!r} names too much or lies outside; write patterns like "old_*" or "*/old_*"')
+        return self
+
+
 class HubConfig(_Part):
     endpoint: str = "https://huggingface.co"
     """HF_ENDPOINT wins."""
@@ -205,6 +225,7 @@ class Config(BaseSettings):
     fleet: FleetConfig = FleetConfig()
     models: dict[str, ModelConfig] = Field(min_length=1)
     replicas: dict[str, ReplicaConfig] = {}
+    clean: CleanConfig = CleanConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -230,6 +251,8 @@ class Config(BaseSettings):
                 self.folder(name)
             except UnsafeName as error:
                 raise ValueError(f"models.{name}.dir: {error.facts['why']}") from error
+        if self.clean.outputs and self.store.outputs is None:
+            raise ValueError("clean.outputs: its patterns are looked for below store.outputs, which is not set")
         self._no_model_over_another()
         self._no_replica_inside()
         return self
@@ -317,7 +340,7 @@ def _broken(path: Path, error: ValidationError) -> ConfigBroken:
         "union_tag_invalid": 'needs kind = "mount" or kind = "s3"',
         "too_short": "must name at least one",
     }.get(first["type"], first["msg"].removeprefix("Value error, "))
-    if key == "config" and (match := re.match(r"((?:models|replicas)\.\S+?): (.*)", why)):
+    if key == "config" and (match := re.match(r"((?:models|replicas|clean)\.\S+?): (.*)", why)):
         key, why = match[1], match[2]
     if len(problems) > 1:
         why += f" (and {len(problems) - 1} more)"

@@ -28,7 +28,7 @@ def age(path: Path, at: float = OLD) -> None:
 def seen_at(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
     """Let clean believe that it runs *days* from now: ctime can't be set back."""
     now = time.time() + days * 86400
-    monkeypatch.setattr("steelyard.clean.time.time", lambda: now)
+    monkeypatch.setattr("time.time", lambda: now)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_the_last_proven_snapshot_never_goes(world: World, versions: list[str]) 
         path = world.usb / "mvdream" / commit / "note.txt"
         path.write_bytes(b"rotten")
     assert verify(world.site(), copy="usb").exit_code == 1
-    assert gone(clean(world.site(), apply=True)) == []
+    assert [row for row in gone(clean(world.site(), apply=True)) if row.copy == "usb"] == []
     assert (world.usb / "mvdream" / versions[0] / FILE).exists()
 
 

@@ -89,7 +89,7 @@ def test_what_clean_could_free_is_told(hub: LoopbackHub, tmp_path: Path, monkeyp
     with stale.open("rb") as reading:
         # A run that has it open keeps it from being swept at the start.
         fcntl.flock(reading, fcntl.LOCK_SH)
-        monkeypatch.setattr("steelyard.clean.LEFTOVER_AGE_S", -1)
+        monkeypatch.setattr("steelyard.leftovers.LEFTOVER_AGE_S", -1)
         report = download(site)
     assert codes(report) == ["no-space"]
     assert "steelyard clean --apply would free 5.2 MB" in report.errors[0].hint
