@@ -126,6 +126,7 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
     from prefect.states import Cancelled, Failed
 
     from flows.artifacts import keep_report, keep_state, tag_run, tell
+    from steelyard.runs import remembered
     from steelyard.site import Site
     from tasks.logs import logs_in_prefect
     from tasks.progress import watched_in_prefect
@@ -140,7 +141,8 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
                 # Runs over all models are found by each model's tag too, as long as the tags fit on a screen.
                 every = () if _names_models(options) or len(site.config.models) > MOST_TAGS else tuple(site.config.models)
                 tag_run(context, {"steelyard", verb, *options.tags, *every})
-                report = work(site)
+                opened = site
+                report = remembered(opened, verb, lambda: work(opened))
         except (KeyboardInterrupt, Stopped):
             log.warning("stopped; the next run goes on from here")
             return Cancelled(message="Stopped by hand; the next run goes on from here.")

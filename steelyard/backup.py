@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -149,6 +150,7 @@ def _settle(site: Site, copy: FolderCopy, manifest: Manifest, entries: Sequence[
 
 
 def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: dict[tuple[str, str], Finding], run: Run) -> None:
+    began = time.monotonic()
     manifest, model = plan.manifest, plan.manifest.model
     carried = [
         Carried(entry.path, "refused", error=_bad_there(replica, manifest, entry, found))
@@ -189,7 +191,7 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
         _settle(site, replica, manifest, manifest.files)
     if whole and not store_settled:
         _settle(site, site.store, manifest, small)
-    facts = {"commit": manifest.commit, "bytes": sum(one.bytes_written for one in carried)}
+    facts = {"commit": manifest.commit, "bytes": sum(one.bytes_written for one in carried), "seconds": round(time.monotonic() - began, 3)}
     if isinstance(replica, MountReplica):
         facts["drive"] = replica.drive.ident()
     site.history.event("backup", model, replica.name, "ok" if whole else "failed", **facts)

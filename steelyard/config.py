@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from steelyard.errors import ConfigBroken, ConfigMissing, UnknownModel, UnsafeName
 from steelyard.names import OURS, check_name
 
 DEFAULT_PATH = Path("steelyard.toml")
+PREFIX = "STEELYARD_"
+"""Of the variables that stand for keys of the config."""
 
 _UNITS = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGTP", 1)}, **{f"{p}IB": 1024**n for n, p in enumerate("KMGTP", 1)}}
 
@@ -104,6 +105,25 @@ class CleanConfig(_Part):
         return self
 
 
+class DiskConfig(_Part):
+    """When a file system that holds anything of ours is too full: see steelyard.disk_watch."""
+
+    warn_free: Size = 25 * 1000**3
+    """Free space below which a warning is given."""
+    error_free: Size = 15 * 1000**3
+    """Free space below which it is an error."""
+    warn_days: Duration = 14 * 86400.0
+    """A warning is given when the trend fills the disk within this time [s]."""
+    warn_inodes: Annotated[float, Field(ge=0, le=100)] = 5.0
+    """A warning is given when fewer inodes are free [percent]; an error at a fifth of that."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.warn_free < self.error_free:
+            raise ValueError("warn_free must not be smaller than error_free")
+        return self
+
+
 class HubConfig(_Part):
     endpoint: str = "https://huggingface.co"
     """HF_ENDPOINT wins."""
@@ -133,6 +153,8 @@ class ModelConfig(_Part):
     min_copies: Annotated[int, Field(ge=1)] = 1
     allow_globals: tuple[str, ...] = ()
     """Pickle globals trusted for this model beyond those that a state dict needs."""
+    restorable_within: Duration = 35 * 86400.0
+    """Longest time since the last proof of a copy and the last drill before the model is no longer green: a month's drill, and some days [s]."""
     update: Literal["notify", "approve", "auto"] = "notify"
     """Who takes an update: a person, a person who approves its plan by digest, or the nightly round where it is drop-in and scanned clean."""
 
@@ -215,29 +237,18 @@ RESERVED_COPIES = frozenset({"store", "hub-cache", "hub", "all"})
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 
 
-class Config(BaseSettings):
+class Config(BaseModel):
     """The whole config. *path* is the file it came from."""
 
-    model_config = SettingsConfigDict(env_prefix="STEELYARD_", env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     store: StoreConfig
     hub: HubConfig = HubConfig()
     fleet: FleetConfig = FleetConfig()
+    disk: DiskConfig = DiskConfig()
     models: dict[str, ModelConfig] = Field(min_length=1)
     replicas: dict[str, ReplicaConfig] = {}
     clean: CleanConfig = CleanConfig()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The file's content is handed over as init settings; the environment comes first and so wins, key by key.
-        return env_settings, init_settings
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -319,11 +330,21 @@ def load_config(given: Path | None = None) -> Config:
         if key not in Config.model_fields:
             raise ConfigBroken(path=str(path), key=key, why=f"unknown key; the top level has {', '.join(Config.model_fields)}")
     try:
-        return Config(**content)
+        if not _asked_of_the_environment():
+            return Config(**content)
+        from steelyard.environment import over_environment
+
+        return over_environment(content)
     except ValidationError as error:
         raise _broken(path, error) from error
     except ValueError as error:
         raise ConfigBroken(path=str(path), key="the environment", why=str(error)) from error
+
+
+def _asked_of_the_environment() -> bool:
+    """Whether a variable names a key of the config: STEELYARD_STORE__MODELS, in any case of letters."""
+    names = (name.upper().removeprefix(PREFIX) for name in os.environ if name.upper().startswith(PREFIX))
+    return any(name.partition("__")[0].lower() in Config.model_fields for name in names)
 
 
 def _broken(path: Path, error: ValidationError) -> ConfigBroken:

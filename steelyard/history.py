@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ create table if not exists proofs (
 create index if not exists proofs_latest on proofs (copy, model, commit_id, file, at);
 create table if not exists states (copy text, model text, commit_id text, state text not null, at text not null, primary key (copy, model, commit_id));
 create table if not exists events (at text not null, verb text not null, model text not null, copy text not null, outcome text not null, facts text not null);
+create index if not exists events_latest on events (verb, model, at);
 """
 
 
@@ -36,14 +38,42 @@ class Proof:
     finding: Finding
 
 
+@dataclass(frozen=True)
+class Event:
+    """What a verb did, as it was recorded. *at* is ISO 8601 in UTC."""
+
+    at: str
+    model: str
+    copy: str
+    outcome: str
+    facts: Mapping[str, object]
+
+
 class History:
     """Appends looks and events, and answers what the latest were. A store that can't be written keeps no history; no verb fails for that."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held: tuple[int, sqlite3.Connection] | None = None
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Answer all questions of this thread in the block from one connection: a status asks thousands."""
+        if self._held is not None:
+            yield
+            return
+        with self._open(write=False) as connection:
+            self._held = (threading.get_ident(), connection) if connection is not None else None
+            try:
+                yield
+            finally:
+                self._held = None
 
     @contextmanager
     def _open(self, *, write: bool) -> Iterator[sqlite3.Connection | None]:
+        if not write and self._held is not None and self._held[0] == threading.get_ident():
+            yield self._held[1]
+            return
         connection: sqlite3.Connection | None = None
         try:
             if write:
@@ -105,7 +135,7 @@ class History:
             return ""
         return str(row[0]) if row else ""
 
-    def event(self, verb: str, model: str, copy: str, outcome: str, **facts: object) -> None:
+    def event(self, verb: str, model: str, copy: str, outcome: str, /, **facts: object) -> None:
         try:
             with self._open(write=True) as db:
                 if db is not None:
@@ -136,6 +166,38 @@ class History:
                 )
                 return [(at, copy, outcome, json.loads(facts)) for at, copy, outcome, facts in rows]
         except (sqlite3.Error, ValueError):
+            return []
+
+    def recent(self, verb: str, *, since: str = "", limit: int = 5000) -> list[Event]:
+        """Events of *verb* for every model, latest first, not older than *since* (ISO 8601 in UTC)."""
+        try:
+            with self._open(write=False) as db:
+                if db is None:
+                    return []
+                rows = db.execute(
+                    "select at, model, copy, outcome, facts from events where verb=? and at>=? order by at desc, rowid desc limit ?",
+                    (verb, since, limit),
+                ).fetchall()
+            return [Event(at, model, copy, outcome, json.loads(facts)) for at, model, copy, outcome, facts in rows]
+        except (sqlite3.Error, ValueError):
+            return []
+
+    def whole_since(self, copy: str, model: str, commit: str) -> dict[str, str]:
+        """When each file of a snapshot was last found whole, by path."""
+        question = "select file, max(at) from proofs where copy=? and model=? and commit_id=? and verdict='ok' group by file"
+        try:
+            with self._open(write=False) as db:
+                return dict(db.execute(question, (copy, model, commit)).fetchall()) if db is not None else {}
+        except sqlite3.Error:
+            return {}
+
+    def looks(self, model: str, *, since: str = "", limit: int = 20_000) -> list[tuple[str, str, str, int]]:
+        """(at, copy, verdict, bytes read) of every look at *model*, latest first."""
+        question = "select at, copy, verdict, bytes_read from proofs where model=? and at>=? order by rowid desc limit ?"
+        try:
+            with self._open(write=False) as db:
+                return db.execute(question, (model, since, limit)).fetchall() if db is not None else []
+        except sqlite3.Error:
             return []
 
     def _proofs(self, where: str, values: tuple[str, ...]) -> list[Proof]:

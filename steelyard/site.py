@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steelyard.config import Config, S3Config, config_path, load_config
+from steelyard.config import Config, ReplicaConfig, S3Config, config_path, load_config
 from steelyard.copies.base import Copy
 from steelyard.errors import BadRecord, LockMismatch, UnknownCopy
 from steelyard.history import History
@@ -21,6 +21,25 @@ from steelyard.store import Store
 
 if TYPE_CHECKING:
     from steelyard.line import Line
+
+
+class _Made(Mapping[str, Copy]):
+    """Copies by name, each made at its first use."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Copy]]) -> None:
+        self._makers = makers
+        self._made: dict[str, Copy] = {}
+
+    def __getitem__(self, name: str) -> Copy:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 RECORD_WAIT_S = 30.0
@@ -104,23 +123,24 @@ class Site:
     # --- the copies
 
     @cached_property
-    def replicas(self) -> dict[str, Copy]:
-        made: dict[str, Copy] = {}
-        for name, settings in self.config.replicas.items():
-            if isinstance(settings, S3Config):
-                from steelyard.copies.s3 import S3Replica
+    def replicas(self) -> Mapping[str, Copy]:
+        """By name, each made when it is first asked for: a status has no need of an S3 client."""
+        return _Made({name: partial(self._replica, name, settings) for name, settings in self.config.replicas.items()})
 
-                made[name] = S3Replica(name, settings, self.config.store.ours / "s3" / name)
-            else:
-                from steelyard.copies.marker import Shelf
-                from steelyard.copies.mount import MountReplica
+    def _replica(self, name: str, settings: ReplicaConfig) -> Copy:
+        if isinstance(settings, S3Config):
+            from steelyard.copies.s3 import S3Replica
 
-                made[name] = MountReplica(name, settings, Shelf(self.config.store.ours / "targets" / f"{name}.json"))
-        return made
+            return S3Replica(name, settings, self.config.store.ours / "s3" / name)
+        from steelyard.copies.marker import Shelf
+        from steelyard.copies.mount import MountReplica
 
-    @property
-    def copies(self) -> dict[str, Copy]:
-        return {"store": self.store, "hub-cache": self.hub_cache, **self.replicas}
+        return MountReplica(name, settings, Shelf(self.config.store.ours / "targets" / f"{name}.json"))
+
+    @cached_property
+    def copies(self) -> Mapping[str, Copy]:
+        own: dict[str, Callable[[], Copy]] = {"store": lambda: self.store, "hub-cache": lambda: self.hub_cache}
+        return _Made({**own, **{name: partial(self.replicas.__getitem__, name) for name in self.replicas}})
 
     def copy(self, name: str) -> Copy:
         """:raises UnknownCopy:"""

@@ -1,121 +1,121 @@
-"""status: what is held where, how it is, how full the disk is. Looks at records and stats only: no byte is read, no network is asked."""
+"""status: what is held where, how it is, what could be restored now, how full the disk is. Looks at records and stats only: no byte is read, no
+network is asked."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
-from steelyard.config import S3Config
-from steelyard.copies.base import Look
-from steelyard.copies.folder import FolderCopy
 from steelyard.disk import free_bytes, gb, total_bytes
-from steelyard.errors import BadRecord, SteelyardError
-from steelyard.manifest import Manifest
-from steelyard.protection import is_overdue, last_good, whole_copies
+from steelyard.history import Event
+from steelyard.licence import licence_of
+from steelyard.lock import LockedModel
+from steelyard.looking import Looks
+from steelyard.protection import is_overdue, last_good
 from steelyard.report import Report, Row
+from steelyard.restorable import Drilled, from_copy, of_model
 from steelyard.site import Site
-
-_ORDER = ("missing", "corrupt", "unreadable", "stale", "unverified", "ok")
 
 
 def status(site: Site) -> Report:
-    """One row for each model in each copy; `store` and `models` beside them for programs."""
+    """One row for each model in each copy; `store`, `models` and `restorable` beside them for programs."""
     report = Report("status")
-    report.extra["store"] = {
-        "models": str(site.config.store.models),
-        "hf_home": str(site.config.store.hf_home),
-        "free_bytes": free_bytes(site.config.store.models),
-        "total_bytes": total_bytes(site.config.store.models),
-        "used_bytes": 0,
-        "min_free_bytes": site.config.store.min_free,
-    }
-    ready = {name: _why_not_ready(site, name) for name in site.copies}
+    store = report.extra["store"] = _store(site)
     models: list[dict[str, Any]] = []
-    with report.collecting():
-        lock = site.lock()
+    now = datetime.now(UTC)
+    with report.collecting(), site.history.reading():
+        lock, looks = site.lock(), Looks(site)
+        drills = _drills(site.history.recent("drill"))
+        updates = {one.model: one for one in reversed(site.history.recent("check-updates"))}
         for name, wanted in site.config.models.items():
             held = lock.get(name)
-            model: dict[str, Any] = {
-                "model": name,
-                "repo_id": wanted.repo_id,
-                "revision": wanted.revision,
-                "commit": held.commit if held else None,
-            }
-            copies: dict[str, dict[str, Any]] = {}
+            copies = _copies(site, looks, name, held)
             if held is not None:
-                manifest = site.manifest(name, held.commit)
-                for copy in site.copies:
-                    copies[copy] = _look(site, copy, manifest, [file.path for file in held.files], ready[copy])
-                report.extra["store"]["used_bytes"] += manifest.size_bytes
-            else:
-                copies["store"] = {"verdict": "missing", "why": "never downloaded"}
-            model["size_bytes"] = held.size_bytes if held else None
-            model["files"] = len(held.files) if held else 0
-            model["copies"] = copies
-            for copy in site.replicas if held is not None else ():
-                copies[copy] |= _ages(site, name, copy)
-            model["verified_copies"] = _independent(site, name, copies) if held is not None else 0
-            model["min_copies"] = wanted.min_copies
-            last = site.history.events("check-updates", name, 1)
-            model["update"] = {"verdict": last[0][2], "at": last[0][0]} if last else None
-            models.append(model)
-            for copy, seen in copies.items():
-                report.rows.append(Row(name, "", copy, seen.get("path", ""), seen, 0))
+                store["used_bytes"] += site.manifest(name, held.commit).size_bytes
+            last = updates.get(name)
+            sources = [
+                from_copy(
+                    copy,
+                    copies[copy],
+                    drills.get((name, copy), []),
+                    commit=held.commit if held else "",
+                    limit_s=wanted.restorable_within,
+                    now=now,
+                )
+                for copy in site.replicas
+                if copy in copies
+            ]
+            restorable = of_model(sources, limit_s=wanted.restorable_within, held=held is not None, configured=bool(site.replicas))
+            models.append(
+                {
+                    "model": name,
+                    "repo_id": wanted.repo_id,
+                    "revision": wanted.revision,
+                    "commit": held.commit if held else None,
+                    "size_bytes": held.size_bytes if held else None,
+                    "files": len(held.files) if held else 0,
+                    "licence": licence_of(site, name, held) if held else None,
+                    "copies": copies,
+                    "verified_copies": _independent(looks, copies),
+                    "min_copies": wanted.min_copies,
+                    "update": {"verdict": last.outcome, "at": last.at} if last else None,
+                    "restorable": restorable,
+                }
+            )
+            report.rows += [Row(name, "", copy, seen.get("path", ""), seen, 0) for copy, seen in copies.items()]
     report.extra["models"] = models
-    report.head = {"store": report.extra["store"], "models": models}
+    report.extra["restorable"] = {model["model"]: model["restorable"] for model in models}
+    report.extra["at"] = now.isoformat(timespec="seconds")
+    report.head = {"store": store, "models": models}
     return report.close()
 
 
-def _why_not_ready(site: Site, copy: str) -> str:
-    if isinstance(site.config.replicas.get(copy), S3Config):
-        return ""  # status asks no network: S3 is judged by what was last proven
-    try:
-        site.copies[copy].ready(write=False)
-    except SteelyardError as error:
-        return error.message
-    return ""
+def _store(site: Site) -> dict[str, Any]:
+    place = site.config.store.models
+    return {
+        "models": str(place),
+        "hf_home": str(site.config.store.hf_home),
+        "free_bytes": free_bytes(place),
+        "total_bytes": total_bytes(place),
+        "used_bytes": 0,
+        "min_free_bytes": site.config.store.min_free,
+        "warn_free_bytes": site.config.disk.warn_free,
+        "error_free_bytes": site.config.disk.error_free,
+    }
 
 
-def _look(site: Site, copy: str, manifest: Manifest, paths: list[str], why_not: str) -> dict[str, Any]:
-    """The worst verdict over the model's files, by stat and the last proof; and when all of it was last proven whole."""
-    verdicts, proven = [], []
-    where = site.copies[copy]
-    for path in paths:
-        entry = manifest.get(path)
-        if entry is None:
-            verdicts.append("unverified" if copy == "store" else "missing")
-            continue
-        good = site.history.latest(copy, manifest.model, manifest.commit, path, ok_only=True)
-        proven.append(good.at if good else "")
-        last = site.history.latest(copy, manifest.model, manifest.commit, path)
-        if why_not:
-            verdicts.append("unverified")
-        elif isinstance(where, FolderCopy):
-            try:
-                verdicts.append(where.judge(manifest, entry, Look("quick"), last.finding if last else None).verdict)
-            except (SteelyardError, KeyError):
-                verdicts.append("unverified")
-        else:
-            verdicts.append(last.finding.verdict if last else "missing")
-    worst = next((verdict for verdict in _ORDER if verdict in verdicts), "missing")
-    seen: dict[str, Any] = {"verdict": worst, "commit": manifest.commit, "last_proven": min(proven) if proven and all(proven) else None}
-    if isinstance(where, FolderCopy):
-        seen["path"] = str(where.root)
-    if why_not:
-        seen |= {"why": why_not, "away": True}
-    elif worst == "missing" and copy in site.replicas:
-        try:
-            older = isinstance(where, FolderCopy) and where.commits(manifest.model)
-        except (SteelyardError, BadRecord, OSError):
-            older = []
-        if older:
-            seen |= {"verdict": "stale", "why": f"it holds {older[-1][:8]}"}
-    return seen
+def _copies(site: Site, looks: Looks, model: str, held: LockedModel | None) -> dict[str, dict[str, Any]]:
+    if held is None:
+        return {"store": {"verdict": "missing", "why": "never downloaded"}}
+    manifest = site.manifest(model, held.commit)
+    paths = [file.path for file in held.files]
+    copies = {copy: looks.at(copy, manifest, paths) for copy in site.copies}
+    for copy in site.replicas:
+        copies[copy] |= _ages(site, model, copy)
+    return copies
 
 
-def _independent(site: Site, model: str, copies: dict[str, dict[str, Any]]) -> int:
+def _drills(events: list[Event]) -> dict[tuple[str, str], list[Drilled]]:
+    """By model and copy, latest first."""
+    found: dict[tuple[str, str], list[Drilled]] = {}
+    for one in events:
+        seconds = one.facts.get("seconds")
+        drilled = Drilled(
+            one.at, one.outcome == "ok", str(one.facts.get("commit") or ""), float(str(seconds)) if seconds is not None else None
+        )
+        found.setdefault((one.model, one.copy), []).append(drilled)
+    return found
+
+
+def _independent(looks: Looks, copies: dict[str, dict[str, Any]]) -> int:
     """Whole copies by the last proof and today's stat, those that die together once; a drive on the shelf counts until it is overdue."""
-    known = whole_copies(site, model)
-    return len({domain for name, domain in known.items() if copies[name]["verdict"] == "ok" or copies[name].get("away")})
+    whole = {
+        looks.domain(name)
+        for name, seen in copies.items()
+        if (seen["verdict"] == "ok" and not seen.get("away"))
+        or (seen.get("away") and seen.get("last_proven") and not seen.get("overdue", True))
+    }
+    return len(whole)
 
 
 def _ages(site: Site, model: str, copy: str) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def verb(name: str) -> Callable[..., Report]:
 
 def run_locally(call: Call) -> Report:
     """Run the verb in this process, with no orchestrator. :raises SteelyardError: for what concerns the whole call (config, usage)."""
+    from steelyard.runs import remembered
     from steelyard.site import Site
 
-    return verb(call.verb)(Site.open(call.config), **call.params)
+    site = Site.open(call.config)
+    return remembered(site, call.verb, lambda: verb(call.verb)(site, **call.params))
