@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LINT_STAMP := $(VENV)/.installed-lint
+# Most tests wait for a server or a disk: more at once than there are cores.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test up bench lint format clean-venv
@@ -30,7 +32,7 @@ demo: $(STAMP)  ## the whole job on embedded stand-ins, in under two minutes
 	@$(BIN)/steelyard demo
 
 test: $(STAMP)  ## all tests; those that need root, Chromium or a file system say why they are skipped
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 up: $(STAMP)  ## Prefect server, UI and all deployments with their schedules, until Ctrl-C
 	@$(BIN)/steelyard up

@@ -19,7 +19,7 @@ from steelyard.report import Report, Row
 from steelyard.sharing import share_views
 from steelyard.site import Site
 from steelyard.space import Need, check_room
-from steelyard.staging import partial_paths
+from steelyard.staging import partial_paths, reserved_bytes
 from steelyard.steps import Run, run_here
 from steelyard.sweep import Swept, sweep
 
@@ -73,7 +73,8 @@ def _download_model(site: Site, model: str, report: Report, run: Run) -> None:
                     break  # what comes after it will not fit either
     if got:
         try:
-            run(share_views, site, model, locked, [got[path].entry for path in sorted(got)])
+            cached = [path for path in sorted(got) if got[path].cached]
+            run(share_views, site, model, locked, [got[path].entry for path in sorted(got)], cached)
         except SteelyardError as error:
             # The store is whole; what the hub cache lacks is said, and made good by the next run.
             failed = True
@@ -125,10 +126,11 @@ def check_plan(site: Site, model: str, locked: LockedModel, todo: Sequence[Locke
     size = sum(file.size_bytes for file in todo)
     reserve = store.min_free if size else 0
     staged = sum(_allocated(staging, file) for file in todo)
+    begun = sum(reserved_bytes(site.hub_cache.ours / "staging", file.path, file.sha256) for file in todo if file.sha256)
     needs = [Need(site.store.root, max(0, size - staged), reserve)]
     uncached = sum(file.size_bytes for file in todo if not blob_of(site, locked, file).exists())
     if uncached and (store.views == "copy" or (store.views == "auto" and not site.hub_cache.can_reflink(site.store.root))):
-        needs.append(Need(site.hub_cache.root, uncached, reserve))
+        needs.append(Need(site.hub_cache.root, max(0, uncached - begun), reserve))
     try:
         check_room(needs)
     except NoSpace as error:

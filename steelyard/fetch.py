@@ -16,6 +16,7 @@ from steelyard.lock import LockedFile
 from steelyard.manifest import FileEntry
 from steelyard.pieces import MIB, Arrival, Digests, merge_ranges, pool
 from steelyard.quarantine import keep_ranges, set_aside
+from steelyard.second import SecondCopy
 from steelyard.source import LocalFile
 from steelyard.staging import Partial
 from steelyard.transfer import Transfer, missing_bytes
@@ -50,11 +51,12 @@ def fetch(
     connections: int,
     patience_s: float,
     seed: Seed | None = None,
+    second: SecondCopy | None = None,
 ) -> Fetched:
     """Bring *file* into *staging*, going on with what lies there, and prove it by the locked digest.
 
     The first line is the primary; the others (mirrors) are tried after it. *seed* may fill an empty partial first: what it put there is
-    fetched after all when the proof fails. Memory stays below 64 MiB.
+    fetched after all when the proof fails. *second* gets every block too. Memory stays below 64 MiB.
     :raises Corrupt: when what arrives is not what was published, from a fresh address or mirror too; the bytes are in quarantine then.
     :raises Unreachable, AccessDenied, Gone, BadAnswer, NoSpace, ReadOnly, Stopped: what has arrived is kept in staging.
     """
@@ -67,10 +69,13 @@ def fetch(
             began_with = partial.have()
             if first and not began_with and seed is not None:
                 seeded = seed(partial)
+            if second is not None and (began_with or seeded):
+                second.give_up()
             resumed = resumed or (first and bool(began_with))
             # Every wrong arrival turns to the next line, and to a fresh address of it.
             turn = len(wrong) % len(lines)
-            got, tried, digests = _arrive([*lines[turn:], *lines[:turn]], file, partial, connections=connections, patience_s=patience_s)
+            turned = [*lines[turn:], *lines[:turn]]
+            got, tried, digests = _arrive(turned, file, partial, second, connections=connections, patience_s=patience_s)
             received, retries = received + got, retries + tried
             if is_right(file, digests):
                 partial.fsync()
@@ -101,6 +106,8 @@ def fetch(
                 wrong.append((set_aside(quarantine, partial.path, why), digests))
             for line in lines:
                 line.forget(file)
+            if second is not None:
+                second.forget()
             first = False
     raise wrong_bytes(file, wrong[0][1].sha256 if wrong else digests.sha256)
 
@@ -149,7 +156,9 @@ def _keep_evidence(wrong: tuple[Path, Digests], right: Digests, quarantine: Path
     path.parent.rmdir()
 
 
-def _arrive(lines: Sequence[Line], file: LockedFile, partial: Partial, *, connections: int, patience_s: float) -> tuple[int, int, Digests]:
+def _arrive(
+    lines: Sequence[Line], file: LockedFile, partial: Partial, second: SecondCopy | None, *, connections: int, patience_s: float
+) -> tuple[int, int, Digests]:
     """Fill *partial* while a follower digests it; bytes received, retries, digests. :raises: the first line's error when no line brings it."""
     watch = current_watch()
     ended = threading.Event()
@@ -160,7 +169,7 @@ def _arrive(lines: Sequence[Line], file: LockedFile, partial: Partial, *, connec
         hot = HotBlocks()
         follower = executor.submit(_follow, partial, file, hot, ended, watch)
         for line in lines:
-            transfer = Transfer(line, file, partial, hot, patience_s=patience_s, job=job, watch=watch)
+            transfer = Transfer(line, file, partial, hot, second, patience_s=patience_s, job=job, watch=watch)
             try:
                 transfer.run(executor, connections)
                 return received + transfer.received_bytes, job.retries, follower.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from steelyard.direct import aligned_buffer
 from steelyard.staging import BLOCK_BYTES
 
 
@@ -20,7 +21,7 @@ class HotBlocks:
 
     def buffer(self) -> memoryview:
         """A buffer of one block to begin with."""
-        return memoryview(bytearray(BLOCK_BYTES))
+        return aligned_buffer(BLOCK_BYTES)
 
     def swap(self, start: int, length: int, buffer: memoryview) -> memoryview:
         """Keep the block at *start* when it will be wanted soon, and return the buffer to go on with: a spare one, or the same."""

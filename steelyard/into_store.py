@@ -22,6 +22,7 @@ from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.nearest import Nearest
 from steelyard.quarantine import set_aside
+from steelyard.second import SecondCopy, second_copy
 from steelyard.site import Site
 from steelyard.source import ByteSource, LocalFile
 from steelyard.staging import partial_paths
@@ -35,7 +36,10 @@ SMALL_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Got:
-    """A file that is in the store and proven. *bytes_reused* came from an older version of it that was at hand."""
+    """A file that is in the store and proven. *bytes_reused* came from an older version of it that was at hand.
+
+    *cached*: the hub cache got its own copy in the same pass.
+    """
 
     entry: FileEntry
     action: Action
@@ -44,6 +48,7 @@ class Got:
     retries: int = 0
     sources: tuple[str, ...] = ()
     """The copies that the bytes came from, where they did not come from the Hub alone."""
+    cached: bool = False
 
 
 def fetch_file(site: Site, model: str, locked: LockedModel, file: LockedFile) -> Got:
@@ -67,7 +72,10 @@ def fetch_file(site: Site, model: str, locked: LockedModel, file: LockedFile) ->
             site.store.seal(site.manifest(model, locked.commit).with_file(brought.entry))
             _record_proof(site, model, locked.commit, {file.path: path}, "sha256, read back")
             return Got(brought.entry, "resumed" if brought.resumed else "downloaded", brought.bytes_fetched, sources=brought.sources)
-        fetched = fetched_from_hub(site, file, path, lines)
+        blob = blob_of(site, locked, file)
+        if (second := second_copy(site, file, blob)) is not None:
+            stack.enter_context(second)
+        fetched = fetched_from_hub(site, file, path, lines, second)
         # The manifest comes first: from the moment the file has its name, verify can judge it by piece.
         site.store.seal(site.manifest(model, locked.commit).with_file(fetched.entry))
         partial, journal = partial_paths(site.store.ours / "staging", file.path, file.etag)
@@ -76,7 +84,22 @@ def fetch_file(site: Site, model: str, locked: LockedModel, file: LockedFile) ->
         journal.unlink(missing_ok=True)
         _record_proof(site, model, locked.commit, {fetched.entry.path: path}, "sha256 on arrival")
         action: Action = "resumed" if fetched.resumed else "downloaded"
-        return Got(fetched.entry, action, fetched.bytes_fetched, fetched.bytes_reused, fetched.retries)
+        cached = second is not None and _publish_second(site, model, locked, fetched.entry, second, blob)
+        return Got(fetched.entry, action, fetched.bytes_fetched, fetched.bytes_reused, fetched.retries, cached)
+
+
+def _publish_second(site: Site, model: str, locked: LockedModel, entry: FileEntry, second: SecondCopy, blob: Path) -> bool:
+    """The store is whole whatever becomes of this: what fails here is done again, and told, by share_views."""
+    try:
+        if not second.publish(blob):
+            return False
+        seen = blob.stat()
+    except (SteelyardError, OSError) as error:
+        log.warning("%s: the hub cache's copy is made anew: %s", entry.path, error)
+        return False
+    finding = Finding("ok", proof="sha256 on arrival", bytes_read=seen.st_size, stat=stat_of(seen))
+    site.history.record_all("hub-cache", model, locked.commit, {entry.path: finding})
+    return True
 
 
 def blob_of(site: Site, locked: LockedModel, file: LockedFile) -> Path:
@@ -84,7 +107,7 @@ def blob_of(site: Site, locked: LockedModel, file: LockedFile) -> Path:
     return site.hub_cache.repo_folder(locked.repo_id) / "blobs" / file.etag
 
 
-def fetched_from_hub(site: Site, file: LockedFile, old: Path, lines: Sequence[Line]) -> Fetched:
+def fetched_from_hub(site: Site, file: LockedFile, old: Path, lines: Sequence[Line], second: SecondCopy | None = None) -> Fetched:
     """Bring *file* into staging, with what an older version at *old* has in common with it, by the Hub's own client where only that can."""
     from steelyard.delta import seed_from_file
     from steelyard.xet import fetch_by_library, only_by_library
@@ -101,11 +124,14 @@ def fetched_from_hub(site: Site, file: LockedFile, old: Path, lines: Sequence[Li
             connections=settings.connections,
             patience_s=settings.patience,
             seed=seed_from_file(old, hub, connections=settings.connections),
+            second=second,
         )
     except OtherSide as error:
         if not only_by_library(error, lines[0], file):
             raise
         log.warning("%s: %s; the Hub keeps it in Xet, so its own client is asked", file.path, error)
+        if second is not None:
+            second.give_up()
         return fetch_by_library(lines[0], file, ours / "staging", patience_s=settings.patience)
     return Fetched(fetched.entry, fetched.bytes_fetched + hub.bytes_fetched, fetched.resumed, fetched.retries, fetched.bytes_reused)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from blake3 import blake3
 
 from steelyard.copies.base import Finding, Look, corrupt
 from steelyard.copies.folder import FolderCopy, stat_of
+from steelyard.direct import aligned_buffer
 from steelyard.fetch import SMALL_BYTES
 from steelyard.hubcache import HubCache
 from steelyard.lock import LockedModel
@@ -26,10 +27,11 @@ BLOBS = "blobs"
 """Under this name the history keeps how a blob lay when it was made or judged here: what is as it was then need not be read to be pointed at."""
 
 
-def share_views(site: Site, model: str, locked: LockedModel, entries: Sequence[FileEntry]) -> Manifest:
+def share_views(site: Site, model: str, locked: LockedModel, entries: Sequence[FileEntry], cached: Collection[str] = ()) -> Manifest:
     """Complete the manifest, make every one of *entries* (proven in the store just now) resolvable from the hub cache, and write model_info.json.
 
-    What lies in the cache already stays when it proves right; what does not is set aside and made anew, never shared.
+    What lies in the cache already stays when it proves right; what does not is set aside and made anew, never shared. *cached* are paths that
+    got there in this run's own pass.
     :raises Refused: when `views` asks for what the file system can't. :raises NoSpace: the store is whole all the same.
     """
     manifest = site.manifest(model, locked.commit)
@@ -40,7 +42,7 @@ def share_views(site: Site, model: str, locked: LockedModel, entries: Sequence[F
     try:
         wanted = {entry.path for entry in entries}
         if wanted:
-            fill_cache(site, manifest, [entry for entry in manifest.files if entry.path in wanted], site.store)
+            fill_cache(site, manifest, [entry for entry in manifest.files if entry.path in wanted], site.store, cached)
             site.hub_cache.seal(manifest)
     finally:
         site.write_model_info()
@@ -67,7 +69,7 @@ def _as_left(site: Site, manifest: Manifest, entry: FileEntry) -> bool:
         return False
 
 
-def fill_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry], source: FolderCopy) -> None:
+def fill_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry], source: FolderCopy, cached: Collection[str] = ()) -> None:
     """Make *entries*, proven as they lie in *source*, resolvable under the manifest's commit. Its revision is not pointed there yet (HubCache.seal)."""
     if not entries:
         return
@@ -77,7 +79,7 @@ def fill_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry], sou
     for entry in entries:
         watch.check()
         blob = cache.path_of(manifest, entry.path)
-        if blob.is_file() and cache.judge(manifest, entry, Look()).ok:
+        if blob.is_file() and (entry.path in cached or cache.judge(manifest, entry, Look()).ok):
             continue
         if blob.is_symlink() or blob.exists():
             log.warning("%s: what the hub cache had as %s is not that; it is set aside and made anew", entry.path, blob.name[:12])
@@ -110,7 +112,7 @@ def _copy(cache: HubCache, manifest: Manifest, entry: FileEntry, source: LocalFi
             def one(index: int) -> None:
                 start, end = ranges[index]
                 if not hasattr(local, "buffer"):
-                    local.buffer = memoryview(bytearray(min(entry.piece_bytes, entry.size_bytes)))
+                    local.buffer = aligned_buffer(min(entry.piece_bytes, entry.size_bytes))
                 digest, view = blake3(), local.buffer[: end - start]
                 for at in range(0, len(view), SUB_READ_BYTES):
                     part = view[at : at + SUB_READ_BYTES]

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from steelyard.disk import allocate, errors_of, free_bytes, fsync_folder, gb, make_folder, publish
+from steelyard.direct import open_direct, write_direct
+from steelyard.disk import allocate, errors_of, free_bytes, fsync_folder, gb, has_a_head_to_move, make_folder, publish
 from steelyard.errors import Busy, NoSpace, Range, Stopped
 from steelyard.names import slug
 from steelyard.pieces import MIB, merge_ranges
@@ -29,6 +30,8 @@ _SYNC_FILE_RANGE_WRITE = 2
 _SYNC_FILE_RANGE_WAIT = 7  # wait before, write, wait after
 _RECORD = struct.Struct("<QIQI")
 BLOCK_BYTES = MIB
+DIRECT_FROM_BYTES = 16 * MIB
+"""Files from this size are written past the page cache."""
 
 
 def boot_id() -> str:
@@ -85,6 +88,7 @@ class Partial:
         self.size_bytes = size_bytes
         self._identity = identity
         self._log = -1
+        self._direct = -1
         self._lock = threading.Lock()
         self.changed = threading.Condition(self._lock)
         self._blocks: list[Block] = []
@@ -102,6 +106,9 @@ class Partial:
             with errors_of(self.path):
                 if os.fstat(self._fd).st_size > size_bytes:
                     os.ftruncate(self._fd, size_bytes)
+            # A disk with a head is better off when the kernel puts the writes in order.
+            if self.reserved and size_bytes >= DIRECT_FROM_BYTES and not has_a_head_to_move(self.folder):
+                self._direct = open_direct(self._fd, os.O_WRONLY)
         except BaseException:
             os.close(self._fd)
             raise
@@ -152,6 +159,9 @@ class Partial:
         """Put *data* in place; it counts only once it is recorded."""
         view = memoryview(data)
         with errors_of(self.path):
+            if self._direct >= 0:
+                done = write_direct(self._direct, view, offset)
+                offset, view = offset + done, view[done:]
             while len(view):
                 done = os.pwrite(self._fd, view, offset)
                 offset += done
@@ -295,6 +305,9 @@ class Partial:
         self.journal.unlink(missing_ok=True)
 
     def close(self) -> None:
+        if self._direct >= 0:
+            os.close(self._direct)
+            self._direct = -1
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

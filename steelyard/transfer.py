@@ -13,6 +13,7 @@ from steelyard.hot import HotBlocks
 from steelyard.line import Address, Line
 from steelyard.lock import LockedFile
 from steelyard.pieces import MIB
+from steelyard.second import SecondCopy
 from steelyard.staging import BLOCK_BYTES, Partial
 from steelyard.stream import Stream
 from steelyard.watch import Job, Watch
@@ -40,12 +41,21 @@ class Transfer:
     """One line's try at a file. The first error ends every connection; what has arrived stays in the partial."""
 
     def __init__(
-        self, line: Line, file: LockedFile, partial: Partial, hot: HotBlocks, *, patience_s: float, job: Job, watch: Watch
+        self,
+        line: Line,
+        file: LockedFile,
+        partial: Partial,
+        hot: HotBlocks,
+        second: SecondCopy | None = None,
+        *,
+        patience_s: float,
+        job: Job,
+        watch: Watch,
     ) -> None:
         self.line, self.file, self.partial = line, file, partial
         self.patience = Patience(patience_s)
         self.received_bytes = 0
-        self._hot, self._job, self._watch = hot, job, watch
+        self._hot, self._second, self._job, self._watch = hot, second, job, watch
         self._retries_before = job.retries
         self._lock = threading.Lock()
         self._todo: list[Range] = []
@@ -210,6 +220,8 @@ class Transfer:
 
         block = buffer[:length]
         self.partial.write(start, block)
+        if self._second is not None:
+            self._second.write(start, block)
         crc = crc64nvme(block)
         # Before the record, which tells the digests that it is there.
         self._buffers.mine = self._hot.swap(start, length, buffer)

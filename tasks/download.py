@@ -13,4 +13,6 @@ twin(
     lambda site, model, locked, files: f"fetch {model} · {len(files)} small file{'s' if len(files) > 1 else ''}",
     "download",
 )
-twin(share_views, "share with the hub cache", lambda site, model, locked, entries: f"share {model} with the hub cache", "download")
+twin(
+    share_views, "share with the hub cache", lambda site, model, locked, entries, cached=(): f"share {model} with the hub cache", "download"
+)

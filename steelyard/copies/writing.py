@@ -12,6 +12,7 @@ from pathlib import Path
 
 from steelyard.copies.base import ProvenReader, corrupt
 from steelyard.copies.following import Follower
+from steelyard.direct import aligned_buffer
 from steelyard.disk import has_a_head_to_move
 from steelyard.errors import Range
 from steelyard.manifest import FileEntry
@@ -75,7 +76,7 @@ def _write_pieces(partial: Partial, entry: FileEntry, reader: ProvenReader, who:
 
         def copy(index: int) -> None:
             if not hasattr(local, "buffer"):
-                local.buffer = memoryview(bytearray(min(entry.piece_bytes, entry.size_bytes)))
+                local.buffer = aligned_buffer(min(entry.piece_bytes, entry.size_bytes))
             view = reader.read_piece(index, local.buffer)
             start = ranges[index][0]
             partial.put(start, view)

@@ -1,0 +1,44 @@
+"""Writing past the page cache (O_DIRECT): gigabytes that nobody reads again soon neither push other programs' pages out nor cost a copy each.
+
+Where the file system or the memory can't do it (tmpfs, FUSE, an odd offset), the bytes go the ordinary way; nobody needs to know.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+
+ALIGNED_BYTES = 4096
+"""What every common device and file system is content with, for offsets, lengths and memory alike."""
+
+
+def aligned_buffer(size_bytes: int) -> memoryview:
+    """Zeroed memory that begins on a page, as direct reads and writes ask for. *size_bytes* of 0 gives one byte."""
+    return memoryview(mmap.mmap(-1, max(1, size_bytes)))
+
+
+def open_direct(fd: int, flags: int) -> int:
+    """A second descriptor of the open file *fd* that goes past the page cache; -1 where that can't be had."""
+    try:
+        # By the descriptor, not the path: it is this very file, whatever the name leads to by now.
+        return os.open(f"/proc/self/fd/{fd}", flags | os.O_DIRECT | os.O_CLOEXEC)
+    except (OSError, AttributeError):
+        return -1
+
+
+def write_direct(fd: int, view: memoryview, offset: int) -> int:
+    """Write as much of *view* as is aligned and return how much that was; the rest is the caller's. :raises OSError: of the medium."""
+    done, whole = 0, len(view) & -ALIGNED_BYTES
+    if offset % ALIGNED_BYTES:
+        return 0
+    while done < whole:
+        try:
+            done += os.pwrite(fd, view[done:whole], offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return done  # the memory is not aligned, or this file system wants larger steps
+        if done % ALIGNED_BYTES:
+            return done
+    return done
