@@ -85,7 +85,7 @@ def fetch_file(site: Site, model: str, locked: LockedModel, file: LockedFile) ->
         _record_proof(site, model, locked.commit, {fetched.entry.path: path}, "sha256 on arrival")
         action: Action = "resumed" if fetched.resumed else "downloaded"
         cached = second is not None and _publish_second(site, model, locked, fetched.entry, second, blob)
-        return Got(fetched.entry, action, fetched.bytes_fetched, fetched.bytes_reused, fetched.retries, cached)
+        return Got(fetched.entry, action, fetched.bytes_fetched, fetched.bytes_reused, fetched.retries, cached=cached)
 
 
 def _publish_second(site: Site, model: str, locked: LockedModel, entry: FileEntry, second: SecondCopy, blob: Path) -> bool:
