@@ -47,7 +47,7 @@ class VerifyModels(Options):
 @flow(**named("verify-models", "verify"))
 def verify_models(options: VerifyModels = VerifyModels()) -> State[Report] | Report:
     """Judge copies by the recorded digests and say which bytes are bad. Changes nothing."""
-    look = Look(options.depth, options.cold)
+    look = Look(options.depth, options.cold, wake=options.depth == "deep" and options.copy_name != "all")
     return perform("verify", options, lambda site: verify(site, options.models, copy=options.copy_name, look=look, run=run_as_task))
 
 

@@ -29,10 +29,17 @@ class Carried:
 
 
 def groups(replica: Copy, entries: Sequence[FileEntry]) -> list[Sequence[FileEntry]]:
-    """Small files by the hundred where one sync does for all of them, every other file by itself."""
-    small = [entry for entry in entries if isinstance(replica, FolderCopy) and entry.size_bytes < SMALL_BYTES]
+    """Small files by the hundred where one sync does for all of them, or where several requests go at once; every other file by itself."""
+    small = [entry for entry in entries if _goes_with_others(replica, entry)]
     together: list[Sequence[FileEntry]] = [small[at : at + AT_ONCE] for at in range(0, len(small), AT_ONCE)]
-    return together + [[entry] for entry in entries if not (isinstance(replica, FolderCopy) and entry.size_bytes < SMALL_BYTES)]
+    return together + [[entry] for entry in entries if not _goes_with_others(replica, entry)]
+
+
+def _goes_with_others(replica: Copy, entry: FileEntry) -> bool:
+    if isinstance(replica, FolderCopy):
+        return entry.size_bytes < SMALL_BYTES
+    asked = getattr(replica, "goes_with_others", None)
+    return asked is not None and bool(asked(entry))
 
 
 def carry_group(site: Site, replica: Copy, manifest: Manifest, entries: Sequence[FileEntry]) -> list[Carried]:
@@ -46,10 +53,8 @@ def carry_group(site: Site, replica: Copy, manifest: Manifest, entries: Sequence
             except SteelyardError as error:
                 found = Finding("missing" if isinstance(error, Missing) else "unreadable", why=error.message)
                 done.append(Carried(entry.path, "refused", error=rotten(site, manifest, entry, (), replica.name, found)))
-        if len(entries) > 1 and isinstance(replica, FolderCopy):
-            brought = replica.bring_many(manifest, readers)
-        else:
-            brought = [_bring(replica, manifest, reader) for reader in readers]
+        many = getattr(replica, "bring_many", None)
+        brought = many(manifest, readers) if many and len(entries) > 1 else [_bring(replica, manifest, one) for one in readers]
     finally:
         for reader in readers:
             reader.close()

@@ -103,7 +103,13 @@ def verify(
     if quick and deep:
         raise UsageError(why="--quick and --deep contradict each other", hint="give one of them")
     return Call(
-        "verify", common.config, {"models": models, "copy": copy, "look": Look("quick" if quick else "deep" if deep else "default", cold)}
+        "verify",
+        common.config,
+        {
+            "models": models,
+            "copy": copy,
+            "look": Look("quick" if quick else "deep" if deep else "default", cold, wake=deep and copy != "all"),
+        },
     )
 
 

@@ -11,58 +11,24 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from steelyard.config_s3 import S3Config
 from steelyard.errors import ConfigBroken, ConfigMissing, UnknownModel, UnsafeName
+from steelyard.money import Prices
 from steelyard.names import OURS, check_name
+from steelyard.units import AbsolutePath, Duration, Part, Size, parse_duration, parse_size
+
+__all__ = ["Config", "HubConfig", "MountConfig", "S3Config", "config_path", "load_config", "parse_duration", "parse_size"]
 
 DEFAULT_PATH = Path("steelyard.toml")
 PREFIX = "STEELYARD_"
 """Of the variables that stand for keys of the config."""
 
-_UNITS = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGTP", 1)}, **{f"{p}IB": 1024**n for n, p in enumerate("KMGTP", 1)}}
-
-
-def parse_size(text: object) -> object:
-    """ "15 GB" or "1.5 GiB" or a number of bytes -> bytes. :raises ValueError:"""
-    if isinstance(text, bool) or not isinstance(text, str):
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not match or (match[2].upper() or "B") not in _UNITS:
-        raise ValueError(f'{text!r} is not a size; write it as "15 GB" or "500 MiB"')
-    return int(float(match[1]) * _UNITS[match[2].upper() or "B"])
-
-
-def parse_duration(text: object) -> object:
-    """ "30min", "26h", "35 days" or a number of seconds -> seconds. :raises ValueError:"""
-    if isinstance(text, bool) or not isinstance(text, str):
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|seconds?|min|minutes?|h|hours?|d|days?|w|weeks?)\s*", text)
-    if not match:
-        raise ValueError(f'{text!r} is not a time; write it as "30min", "26h" or "35d"')
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2][0]]
-
-
-def _absolute(text: object) -> object:
-    if isinstance(text, str | Path):
-        path = Path(text).expanduser()
-        if not path.is_absolute():
-            raise ValueError(f"{str(text)!r} must be an absolute path")
-        return Path(os.path.normpath(path))
-    return text
-
-
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
-AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 Views = Literal["copy", "reflink", "hardlink", "auto"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StoreConfig(_Part):
+class StoreConfig(Part):
     models: AbsolutePath
     """Where programs look for weights."""
     hf_home: AbsolutePath
@@ -85,7 +51,7 @@ class StoreConfig(_Part):
         return self.models / OURS
 
 
-class CleanConfig(_Part):
+class CleanConfig(Part):
     outputs: tuple[str, ...] = ()
     """Patterns (fnmatch, below store.outputs) of what `clean` may name once it is old: "old_*"."""
     outputs_older_than: Duration = 30 * 86400.0
@@ -105,7 +71,7 @@ class CleanConfig(_Part):
         return self
 
 
-class DiskConfig(_Part):
+class DiskConfig(Part):
     """When a file system that holds anything of ours is too full: see steelyard.disk_watch."""
 
     warn_free: Size = 25 * 1000**3
@@ -124,7 +90,7 @@ class DiskConfig(_Part):
         return self
 
 
-class HubConfig(_Part):
+class HubConfig(Part):
     endpoint: str = "https://huggingface.co"
     """HF_ENDPOINT wins."""
     mirrors: tuple[str, ...] = ()
@@ -143,7 +109,7 @@ class HubConfig(_Part):
         return (os.environ.get("HF_ENDPOINT") or self.endpoint).rstrip("/")
 
 
-class ModelConfig(_Part):
+class ModelConfig(Part):
     repo_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
     revision: Annotated[str, Field(min_length=1)] = "main"
     files: tuple[str, ...] | None = None
@@ -165,7 +131,7 @@ class ModelConfig(_Part):
         return self
 
 
-class MountConfig(_Part):
+class MountConfig(Part):
     kind: Literal["mount"]
     path: AbsolutePath
     mount_point: AbsolutePath | Literal[False] | None = None
@@ -187,42 +153,10 @@ class MountConfig(_Part):
         return self
 
 
-class S3Config(_Part):
-    kind: Literal["s3"]
-    bucket: Annotated[str, Field(min_length=1)]
-    prefix: str = ""
-    endpoint_url: str | None = None
-    region: str | None = None
-    path_style: bool | None = None
-    """Address the bucket in the path; by default where an endpoint_url is given."""
-    keep_last: Annotated[int, Field(ge=1)] = 3
-    """Snapshots that stay; the newest verified one and the locked one stay in any case. See steelyard clean."""
-    keep_daily: Annotated[int, Field(ge=0)] = 0
-    keep_weekly: Annotated[int, Field(ge=0)] = 0
-    keep_monthly: Annotated[int, Field(ge=0)] = 0
-    max_age: Duration | None = None
-    """Longest time since the last good backup before an absent drive is called overdue."""
-    connections: Annotated[int, Field(ge=1, le=64)] = 4
-    part_size: Size = 16 * 1024**2
-    storage_class: str | None = None
-    sse: Literal["AES256", "aws:kms"] | None = None
-    sse_kms_key_id: str | None = None
-    ca_bundle: AbsolutePath | None = None
-
-    @model_validator(mode="after")
-    def _confined(self) -> Self:
-        if self.prefix:
-            try:
-                check_name(self.prefix.strip("/"))
-            except UnsafeName as error:
-                raise ValueError(f"prefix {self.prefix!r} can't be used: {error.facts['why']}") from error
-        return self
-
-
 ReplicaConfig = Annotated[MountConfig | S3Config, Field(discriminator="kind")]
 
 
-class FleetConfig(_Part):
+class FleetConfig(Part):
     """What the machines of a fleet tell each other: see steelyard.inventory."""
 
     host: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$")] = ""
@@ -249,6 +183,8 @@ class Config(BaseModel):
     models: dict[str, ModelConfig] = Field(min_length=1)
     replicas: dict[str, ReplicaConfig] = {}
     clean: CleanConfig = CleanConfig()
+    prices: dict[str, Prices] = {}
+    """What an S3 replica costs, by its name; without it nothing is estimated."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -264,6 +200,9 @@ class Config(BaseModel):
                 raise ValueError(f"models.{name}.dir: {error.facts['why']}") from error
         if self.clean.outputs and self.store.outputs is None:
             raise ValueError("clean.outputs: its patterns are looked for below store.outputs, which is not set")
+        for name in self.prices:
+            if not isinstance(self.replicas.get(name), S3Config):
+                raise ValueError(f"prices.{name}: no replica of kind s3 has that name")
         self._no_model_over_another()
         self._no_replica_inside()
         return self
@@ -361,7 +300,7 @@ def _broken(path: Path, error: ValidationError) -> ConfigBroken:
         "union_tag_invalid": 'needs kind = "mount" or kind = "s3"',
         "too_short": "must name at least one",
     }.get(first["type"], first["msg"].removeprefix("Value error, "))
-    if key == "config" and (match := re.match(r"((?:models|replicas|clean)\.\S+?): (.*)", why)):
+    if key == "config" and (match := re.match(r"((?:models|replicas|clean|prices)\.\S+?): (.*)", why)):
         key, why = match[1], match[2]
     if len(problems) > 1:
         why += f" (and {len(problems) - 1} more)"

@@ -157,6 +157,9 @@ def _to_nowhere(site: Site, manifest: Manifest, name: str) -> dict[str, object]:
                     watch.advance(job, end - start)
                 sha256 = arrival.finish().sha256
             except Rotten as rotten:
+                for error in rotten.errors:
+                    if error.exit_code == 4:
+                        raise error from rotten
                 raise corrupt(f"{name}: {entry.path}", [rotten.where], "it is not what was agreed on") from rotten
             finally:
                 arrival.close()

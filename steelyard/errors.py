@@ -21,12 +21,14 @@
     │   ├── NoSpace                   too little room for the plan
     │   ├── MountAbsent               the drive is not mounted, or not the right one
     │   ├── ReadOnly                  the place can't be written
+    │   ├── OutsideHours              a scheduled round outside the hours in which it may use a line
     │   ├── Busy                      another run holds the lock
     │   └── UnsafeName                a name from outside that would leave its root
     ├── OtherSide                 4   the other side failed
     │   ├── Unreachable               network, DNS, TLS, time-out, 5xx, 429: weather, worth a retry
     │   ├── AccessDenied              401 or 403
     │   ├── Gone                      404 or 410: repo, revision, file or bucket
+    │   ├── Archived                  its bytes lie in an archive; they were asked back and can be read later
     │   └── BadAnswer                 an answer that is not of the protocol, or that contradicts itself
     └── Stopped                 130   asked to stop; the next run goes on where this one was
 
@@ -215,6 +217,12 @@ class ReadOnly(Refused):
     hint = "check the mount's options and the folder's permissions"
 
 
+class OutsideHours(Refused):
+    """{why}"""
+
+    code = "outside-window"
+
+
 class Busy(Refused):
     """{what} is locked by {holder}."""
 
@@ -256,6 +264,14 @@ class Gone(OtherSide):
     """{who}: {why}"""
 
     code = "gone"
+
+
+class Archived(OtherSide):
+    """{who}: {what}; {when}"""
+
+    code = "archived"
+    ready_at: str = ""
+    """When it is usually back, ISO 8601 in UTC; "" where that is unknown."""
 
 
 class BadAnswer(OtherSide):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from steelyard.copies.base import Copy, Finding, Look, ProvenReader, Rotten, piece_holds
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.judging import is_cached
-from steelyard.errors import BadRecord, Missing, Refused, SteelyardError
+from steelyard.errors import Archived, BadRecord, Missing, Refused, SteelyardError
 from steelyard.into_store import fetch_file
 from steelyard.localise import lost_tensors
 from steelyard.lock import LockedModel
@@ -218,7 +218,7 @@ def mend_file(
         moved = where.mend(manifest, entry, finding, reader, *more)
     except Rotten as rotten:
         for error in rotten.errors:
-            if error.transient:
+            if error.transient or isinstance(error, Archived):
                 raise error from rotten
         return _beyond(where, manifest, entry, finding, reader)
     finally:

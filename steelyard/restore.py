@@ -12,7 +12,7 @@ from steelyard.copies.base import Copy, CopyKind, Finding, Look, ProvenReader, R
 from steelyard.copies.folder import FolderCopy, stat_of
 from steelyard.copies.hub import HubFile
 from steelyard.disk import existing_parent, make_folder, probe_write
-from steelyard.errors import Corrupt, Refused, SteelyardError, UsageError
+from steelyard.errors import Archived, Corrupt, Refused, SteelyardError, UsageError
 from steelyard.line import Line
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
@@ -240,6 +240,7 @@ def bring_files(
     :raises Corrupt: when a piece is good in none of the copies; what stood there still does.
     """
     done: list[tuple[FileEntry, str, int, list[str]]] = []
+    asleep: list[Archived] = []
     for entry in entries:
         sources = candidates(site, manifest, entry, names, hub=source is None)
         if target is site.store:
@@ -251,6 +252,9 @@ def bring_files(
         except Rotten as rotten:
             start, end = rotten.where
             why = f"bytes {start:,} to {end:,} are good in none of {', '.join(rotten.tried) or 'the copies'}"
+            if late := next((error for error in rotten.errors if isinstance(error, Archived)), None):
+                asleep.append(late)  # each one is asked back before we end, so that one wait does for all
+                continue
             for error in rotten.errors:
                 if error.exit_code == 4:
                     raise error from rotten
@@ -261,4 +265,14 @@ def bring_files(
         used = sorted(reader.used_bytes, key=lambda name: -reader.used_bytes[name])
         log.info("%s · %s: %s from %s", manifest.model, entry.path, brought.action, ", ".join(used) or "nothing")
         done.append((entry, brought.action, brought.bytes_written, used))
+    if asleep:
+        raise together(asleep)
     return done
+
+
+def together(asleep: Sequence[Archived]) -> Archived:
+    """One error for files that were asked back out of an archive: the one that is ready last."""
+    last = max(asleep, key=lambda error: error.ready_at)
+    if len(asleep) == 1:
+        return last
+    return Archived(**{**last.facts, "what": f"{last.facts['what']}, as {len(asleep) - 1} other files do"}, hint=last.hint)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from steelyard.batches import batches
 from steelyard.copies.base import Copy, Finding, Look
 from steelyard.copies.folder import FolderCopy
-from steelyard.errors import BadRecord, Missing, Refused, SteelyardError, WrongType
+from steelyard.errors import BadRecord, Missing, OtherSide, Refused, SteelyardError, WrongType
 from steelyard.localise import suspect_ranges
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
@@ -144,7 +144,7 @@ def finding_row(copy: Copy, manifest: Manifest, path: str, finding: Finding, com
         where = copy.where(manifest, path)
     except KeyError:
         where = ""
-    return Row(manifest.model, path, copy.name, where, facts, _CODE.get(finding.verdict, 1))
+    return Row(manifest.model, path, copy.name, where, facts, OtherSide.exit_code if finding.waits else _CODE.get(finding.verdict, 1))
 
 
 # --- steps
@@ -162,7 +162,7 @@ def judge_files(site: Site, copy: str, manifest: Manifest, entries: Sequence[Fil
             finding = Finding(
                 "missing", proof="presence", why="the bytes are there, but the snapshot's link to them is not", stat=finding.stat
             )
-        if look.depth != "quick":
+        if look.depth != "quick" and not finding.waits:
             site.history.record(copy, manifest.model, manifest.commit, entry.path, finding)
         log.log(
             logging.INFO if finding.ok else logging.WARNING,

@@ -24,6 +24,8 @@ class Look:
     depth: Depth = "default"
     cold: bool | None = None
     """Read from the medium and not from memory; None: as the kind of copy has it (a replica yes, the store no)."""
+    wake: bool = False
+    """Ask bytes that lie in an archive back, to read them later: it costs money, so only where somebody asked for just this copy."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Finding:
     why: str = ""
     bytes_read: int = 0
     stat: str = ""
+    waits: bool = False
+    """Nothing was found out: its bytes were asked back out of an archive and are not there yet."""
 
     @property
     def ok(self) -> bool:
@@ -113,13 +117,17 @@ class ProvenReader:
                 turn = self._turns.setdefault(threading.get_ident(), len(self._turns)) % len(among)
             turned = iter(among[turn:] + among[:turn])
             names = [next(turned) if name in among else name for name in names]
-        return sorted(names, key=lambda name: name in self._failed) if self._failed else names
+        # What lies in an archive costs money and hours to wake: it comes after everything else.
+        late = self._failed | {name for name in names if getattr(self.candidates[name], "last_resort", False)}
+        return sorted(names, key=lambda name: name in late) if late else names
 
     @staticmethod
     def _read(source: ByteSource, start: int, view: memoryview) -> str:
         """Fill *view* and return its BLAKE3; sub-reads so that a local file's bytes are hashed while they are in the cache."""
         from blake3 import blake3
 
+        if (digested := getattr(source, "read_digested", None)) is not None:
+            return str(digested(start, view)[1])
         if getattr(source, "remote", False):
             got = source.readinto(start, view)
             return blake3(view[:got]).hexdigest()

@@ -5,16 +5,20 @@ A file there is proven by one HEAD where the store keeps full-object checksums; 
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from steelyard.config import S3Config
-from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader
+from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader, Rotten
 from steelyard.copies.s3_abilities import Abilities, find_out, remember, remembered
 from steelyard.copies.s3_client import PATIENCE_S, Bucket
-from steelyard.copies.s3_memory import SWEEP_FROM_FILES, Listings, Memory
+from steelyard.copies.s3_look import Looker
+from steelyard.copies.s3_memory import SWEEP_FROM_FILES
 from steelyard.copies.s3_objects import Layout, Seen, head
 from steelyard.copies.s3_parts import MIN_PART_BYTES, CopyFrom, part_size, parts_of
-from steelyard.copies.s3_proof import by_head, by_ranges, by_stat
+from steelyard.copies.s3_plan import plan_shape
+from steelyard.copies.s3_proof import by_head
 from steelyard.copies.s3_quarantine import keep_ranges, set_aside
 from steelyard.copies.s3_records import list_commits, read_manifest, write_records
 from steelyard.copies.s3_reuse import COPY_AT_LEAST, COPY_WHOLE_BYTES, Older, copy_whole, same_content, same_parts
@@ -23,8 +27,10 @@ from steelyard.copies.s3_upload import Sender, Sent
 from steelyard.copies.s3_uploads import Uploads
 from steelyard.errors import Corrupt, Missing
 from steelyard.manifest import FileEntry, Manifest
-from steelyard.names import slug
+from steelyard.money import Shape
+from steelyard.pieces import in_threads
 from steelyard.records import is_record
+from steelyard.watch import current_watch
 
 ORPHAN_AGE_S = 7 * 86400.0
 """Open uploads of ours older than this are aborted when a snapshot is sealed."""
@@ -46,10 +52,11 @@ class S3Replica:
         self.bucket = Bucket(name, settings, patience_s=patience_s)
         self.layout = Layout(settings.bucket, settings.prefix.strip("/"))
         self.uploads = Uploads(self.bucket, self.layout, ours)
-        self.memory = Memory(ours, f"{self.bucket.identity}-{slug(self.layout.prefix)}")
+        self.looker = Looker(self.bucket, self.layout, settings, ours)
+        self.memory = self.looker.memory
         self.orphans_aborted = 0
         self._abilities: Abilities | None = None
-        self._listings = Listings(self.bucket, self.layout)
+        self._listings = self.looker.listings
         self._older = Older(self.commits, self.manifest)
 
     def __repr__(self) -> str:
@@ -85,39 +92,48 @@ class S3Replica:
         seen = head(self.bucket, key)
         if seen is None:
             raise Missing(path=self.layout.url(key))
-        return S3Source(self.bucket, seen, entry)
+        asleep = (lambda: self.looker.archive.ask_back(seen)) if seen.in_archive else None
+        return S3Source(self.bucket, seen, entry, asleep=asleep)
 
     # --- judge
 
     def judge(self, manifest: Manifest, entry: FileEntry, look: Look, recorded: Finding | None = None) -> Finding:
-        """Default: one HEAD, no bytes, as long as the store's checksum tells that it is right; what is wrong is then read to say where.
-
-        Quick rests on size and ETag and is never better than *recorded*. Deep reads every byte back.
-        """
-        if look.depth == "quick":
-            return by_stat(entry, self._listings.stat(manifest, entry), recorded)
-        seen = head(self.bucket, self.layout.key(manifest, entry.path))
-        if seen is None:
-            return Finding("missing", proof="HEAD")
-        says = by_head(entry, seen, self.memory.of(manifest, entry))
-        if look.depth == "default" and says.right:
-            self.memory.keep(manifest, entry, seen, says.proof)
-            return Finding("ok", proof=says.proof, stat=seen.stat)
-        if seen.in_archive:
-            why = f"its bytes lie in {seen.storage_class} and must be asked back first"
-            if says.right is False:
-                return Finding("corrupt", ((0, max(entry.size_bytes, seen.size_bytes)),), says.proof, says.why, stat=seen.stat)
-            return Finding("unverified", proof=says.proof, why=why, stat=seen.stat)
-        found = by_ranges(self.bucket, seen, entry, self.settings.connections)
-        if found.ok:
-            self.memory.keep(manifest, entry, seen, found.proof)
-        return found
+        """As in base.Copy; see Looker.judge."""
+        return self.looker.judge(manifest, entry, look, recorded)
 
     def snapshot_listing(self, manifest: Manifest) -> dict[str, int]:
         """Path -> size of every object of a snapshot, records and strays too, as the store has them now: one request a thousand files."""
         return {path: size for path, (size, _) in self._listings.of(manifest, fresh=True).items()}
 
     # --- bring
+
+    def plan_shape(self, manifest: Manifest, todo: Sequence[FileEntry]) -> Shape:
+        """Requests and bytes that bringing *todo* will take; nothing is written."""
+        return plan_shape(manifest, todo, self._older, self.settings.part_size)
+
+    def goes_with_others(self, entry: FileEntry) -> bool:
+        """Whether a file is one request, so that several are well brought at once."""
+        return entry.size_bytes <= part_size(entry, self.settings.part_size)
+
+    def bring_many(self, manifest: Manifest, readers: Sequence[ProvenReader]) -> list[Brought | Rotten]:
+        """bring() for files of one part, several at once; memory is one part a connection. A rotten one does not stop the others.
+
+        :raises Stopped: within one request of each connection; what was brought before is there and known to the next run.
+        """
+        self.abilities()
+        became: dict[str, Brought | Rotten] = {}
+        lock = threading.Lock()
+
+        def one(reader: ProvenReader) -> None:
+            try:
+                found: Brought | Rotten = self.bring(manifest, reader.entry, reader)
+            except Rotten as rotten:
+                found = rotten
+            with lock:
+                became[reader.entry.path] = found
+
+        in_threads(one, readers, threads=max(1, min(self.settings.connections, len(readers))), stop=current_watch().stop)
+        return [became[reader.entry.path] for reader in readers]
 
     def bring(self, manifest: Manifest, entry: FileEntry, reader: ProvenReader) -> Brought:
         """As in base.Copy; *bytes_written* counts what went over the wire: nothing for what the store copied itself.
@@ -127,10 +143,10 @@ class S3Replica:
         if self._is_known(manifest, entry):
             return Brought("unchanged", 0)
         key = self.layout.key(manifest, entry.path)
-        over = head(self.bucket, key)
+        over = None if self._is_free(manifest, entry) else head(self.bucket, key)
         if over is not None:
             says = by_head(entry, over, self.memory.of(manifest, entry))
-            if says.right or (says.right is None and by_ranges(self.bucket, over, entry, self.settings.connections).ok):
+            if says.right or (says.right is None and self.looker.read(manifest, entry, over).ok):
                 self._keep(manifest, entry, Sent(over, 0, False, says.proof))
                 self.uploads.clear(key)
                 return Brought("unchanged", 0)
@@ -146,6 +162,13 @@ class S3Replica:
         if known is None or len(manifest.files) < SWEEP_FROM_FILES:
             return False
         return self._listings.of(manifest).get(entry.path) == (known.size_bytes, known.etag)
+
+    def _is_free(self, manifest: Manifest, entry: FileEntry) -> bool:
+        """Whether a listing shows that nothing has the file's name. Should that have changed since, the store refuses to overwrite it."""
+        can = self.abilities()
+        if len(manifest.files) < SWEEP_FROM_FILES or not can.conditions or not (can.complete_conditions or self.goes_with_others(entry)):
+            return False
+        return entry.path not in self._listings.of(manifest)
 
     def _keep(self, manifest: Manifest, entry: FileEntry, sent: Sent) -> None:
         self.memory.keep(manifest, entry, sent.seen, sent.proof)
@@ -214,7 +237,7 @@ class S3Replica:
             sent = sender.in_parts(key, entry, reader, over, part_bytes, good)
         self._keep(manifest, entry, sent)
         # The store's word was not good enough to find this, so it is not good enough to end it.
-        found = by_ranges(self.bucket, sent.seen, entry, self.settings.connections)
+        found = self.looker.read(manifest, entry, sent.seen)
         if not found.ok:
             why = f"{self.name} does not give back what was written"
             raise Corrupt(path=self.layout.url(key), why=why, ranges=found.bad_ranges)

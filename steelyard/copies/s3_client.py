@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Collection
@@ -12,7 +14,9 @@ from urllib.parse import urlsplit, urlunsplit
 from steelyard.config import S3Config
 from steelyard.copies.s3_errors import SILENCE_S, Kind, Told, mapped_errors
 from steelyard.errors import BadAnswer, Unreachable
+from steelyard.money import Shape
 from steelyard.names import slug
+from steelyard.pace import SlowBody, Throttle
 from steelyard.watch import Watch, current_watch
 from steelyard.weather import Patience, Reaction, Trouble
 
@@ -39,7 +43,8 @@ ANSWERS = {
 class Bucket:
     """The bucket of one replica. Safe from any thread; connects at the first call.
 
-    *requests* counts what was asked, by operation; retries inside botocore are not seen.
+    *requests* counts what was asked, by operation, with every try of it; *bytes_up* and *bytes_down* the bodies of objects.
+    *throttle* holds what is sent, and what is read back for a proof, to the pace of the config.
     """
 
     def __init__(self, name: str, settings: S3Config, *, patience_s: float = PATIENCE_S) -> None:
@@ -49,6 +54,9 @@ class Bucket:
         self.endpoint = without_secrets(settings.endpoint_url) if settings.endpoint_url else ""
         self.who = f"{name} (s3://{settings.bucket}{f' at {self.endpoint}' if self.endpoint else ''})"
         self.requests: Counter[str] = Counter()
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.throttle = Throttle(settings.bandwidth or 0)
         self._client: S3Client | None = None
         self._lock = threading.Lock()
 
@@ -59,6 +67,17 @@ class Bucket:
     def identity(self) -> str:
         """Names this bucket in file names of ours."""
         return slug(f"{self.endpoint or 'aws'}-{self.name}")
+
+    @property
+    def shape(self) -> Shape:
+        """What was asked and moved so far."""
+        with self._lock:
+            return Shape(Counter(self.requests), self.bytes_up, self.bytes_down)
+
+    def came(self, count: int) -> None:
+        """*count* more bytes of an object were read."""
+        with self._lock:
+            self.bytes_down += count
 
     def call(
         self,
@@ -85,10 +104,20 @@ class Bucket:
             try:
                 with self.errors(expect):
                     tries += 1
-                    answer: dict[str, Any] = getattr(self.client(), operation)(Bucket=self.name, **parameters)
+                    asked = parameters | self._on_every(operation)
+                    if self.throttle.bytes_per_s and "Body" in parameters:
+                        asked["Body"] = SlowBody(parameters["Body"], self.throttle, watch)
+                    if operation == "put_object" and not {"ContentMD5", "ChecksumCRC64NVME"} & parameters.keys():
+                        # Every body is checked there; a bucket that locks its objects takes none without.
+                        asked["ContentMD5"] = md5_of(parameters["Body"])
+                    answer: dict[str, Any] = getattr(self.client(), operation)(Bucket=self.name, **asked)
                     if ANSWERS.get(operation, "ResponseMetadata") not in answer:
                         raise Unreachable(who=self.who, why="the answer ended early")
-                    answer["tried_again"] = tries > 1 or bool(answer.get("ResponseMetadata", {}).get("RetryAttempts"))
+                    again = int(answer.get("ResponseMetadata", {}).get("RetryAttempts") or 0)
+                    answer["tried_again"] = tries > 1 or again > 0
+                    with self._lock:
+                        self.requests[operation] += again
+                        self.bytes_up += len(parameters.get("Body", b""))
                     return answer
             except Told as told:
                 # A checksum that does not fit was damaged between us and the store: the same bytes are sent again.
@@ -99,6 +128,14 @@ class Bucket:
             except Unreachable as error:
                 if not patience.endure(Trouble(Reaction("weather", what=error.message), retry_after_s=error.retry_after_s), watch):
                     raise
+
+    def _on_every(self, operation: str) -> dict[str, Any]:
+        """Parameters of the config that go with each request that knows them."""
+        if not self.settings.request_payer:
+            return {}
+        meta = self.client().meta
+        shape = meta.service_model.operation_model(meta.method_to_api_mapping[operation]).input_shape
+        return {"RequestPayer": self.settings.request_payer} if shape is not None and "RequestPayer" in shape.members else {}
 
     def errors(self, expect: Collection[Kind] = ()) -> AbstractContextManager[None]:
         """Around whatever talks to the store beyond call(), such as reading a body. :raises Told, OtherSide, Refused:"""
@@ -157,6 +194,11 @@ def _plain_bodies(client: S3Client) -> None:
     client.meta.events.unregister("before-call.s3", handlers.add_expect_header)
     for operation in ("UploadPart", "PutObject"):
         client.meta.events.unregister(f"before-parameter-build.s3.{operation}", handlers.convert_body_to_file_like_object)
+
+
+def md5_of(body: bytes | bytearray) -> str:
+    """As S3 wants it: base64."""
+    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
 def without_secrets(url: str) -> str:

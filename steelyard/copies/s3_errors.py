@@ -11,7 +11,7 @@ from steelyard.errors import AccessDenied, BadAnswer, Gone, OtherSide, Refused, 
 SILENCE_S = 30.0
 """Longest silence of a connection [s]."""
 
-Kind = Literal["missing", "no-upload", "conflict", "damaged", "unsupported", "range", "bad-part", "archived"]
+Kind = Literal["missing", "no-upload", "conflict", "damaged", "unsupported", "range", "bad-part", "archived", "under-way"]
 KINDS: dict[str, Kind] = {
     "NoSuchKey": "missing",
     "NotFound": "missing",
@@ -36,6 +36,8 @@ KINDS: dict[str, Kind] = {
     "InvalidPartOrder": "bad-part",
     "EntityTooSmall": "bad-part",
     "InvalidObjectState": "archived",
+    "RestoreAlreadyInProgress": "under-way",
+    "ObjectLockConfigurationNotFoundError": "missing",
 }
 WEATHER_CODES = frozenset(
     {"InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests"}
@@ -134,13 +136,23 @@ def _mapped(who: str, bucket: str, code: str, status: int, message: str, headers
     if code in DENIED:
         why, hint = DENIED[code]
         return AccessDenied(who=who, why=why, hint=hint)
+    if code.startswith("KMS."):
+        hint = "check sse_kms_key_id of this replica, and that the credentials may use that key (kms:GenerateDataKey, kms:Decrypt)"
+        return AccessDenied(who=who, why=f"its encryption key can't be used ({said})", hint=hint)
+    if code == "InvalidStorageClass":
+        return Refused(why=f"{who}: it has no such storage class", hint="correct storage_class of this replica in the config")
+    if code == "InvalidRequest" and "lock" in message.lower():
+        hint = "object lock can only be had for a bucket that was made with it; make one, or leave object_lock_days out"
+        return Refused(why=f"{who}: the bucket has no object lock ({message})", hint=hint)
     if code in FULL or status == 507:
         return Refused(why=f"{who}: the store is full ({said})", hint="make room there, or raise the quota")
     if code in WEATHER_CODES or status in WEATHER_STATUS:
         wait = str(headers.get("retry-after", ""))
         return Unreachable(who=who, why=f"it says {said}", retry_after_s=float(wait) if wait.isdigit() else None)
     if status in {401, 403}:
-        return AccessDenied(who=who, why=f"it forbids this ({said})", hint="allow the actions that the README lists for this bucket")
+        return AccessDenied(
+            who=who, why=f"it forbids this ({said})", hint="allow the actions that docs/s3.md lists for this bucket (Least power)"
+        )
     if status in {404, 410}:
         return Gone(who=who, why=said)
     return BadAnswer(who=who, why=said)

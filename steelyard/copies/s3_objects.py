@@ -32,6 +32,10 @@ class Seen:
     version: str = ""
     storage_class: str = ""
     restore: str = ""
+    archive_status: str = ""
+    """Of an object in Intelligent-Tiering that went into one of its archives."""
+    locked_until: str = ""
+    """Until when no version of it can be deleted (object lock), ISO 8601; "" where it is not locked or we may not know."""
     sealed_ns: int = 0
 
     @property
@@ -42,7 +46,13 @@ class Seen:
     @property
     def in_archive(self) -> bool:
         """Its bytes must be asked back and waited for."""
-        return self.storage_class in {"GLACIER", "DEEP_ARCHIVE"} and 'ongoing-request="false"' not in self.restore
+        kept_there = self.storage_class in {"GLACIER", "DEEP_ARCHIVE"} and 'ongoing-request="false"' not in self.restore
+        return kept_there or bool(self.archive_status)
+
+    @property
+    def on_its_way(self) -> bool:
+        """It was asked back out of the archive and is not there yet."""
+        return 'ongoing-request="true"' in self.restore
 
 
 def head(bucket: Bucket, key: str, watch: Watch | None = None) -> Seen | None:
@@ -62,6 +72,8 @@ def head(bucket: Bucket, key: str, watch: Watch | None = None) -> Seen | None:
         version=str(answer.get("VersionId", "")),
         storage_class=str(answer.get("StorageClass", "")),
         restore=str(answer.get("Restore", "")),
+        archive_status=str(answer.get("ArchiveStatus", "")),
+        locked_until=locked.isoformat() if (locked := answer.get("ObjectLockRetainUntilDate")) is not None else "",
         sealed_ns=_number(answer.get("Metadata", {}).get("steelyard-sealed-ns")),
     )
 

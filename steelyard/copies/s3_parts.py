@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import threading
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steelyard.copies.base import ProvenReader
-from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_client import Bucket, md5_of
 from steelyard.copies.s3_errors import Told
 from steelyard.copies.s3_journal import OpenUpload
 from steelyard.copies.s3_objects import Seen, crc_text
@@ -189,4 +188,4 @@ def body_check(body: bytearray, crc: str, checksums: bool) -> dict[str, Any]:
     """The checksum that the store is to check a body by: the CRC-64 where it knows it, else the MD5."""
     if checksums:
         return {"ChecksumCRC64NVME": crc}
-    return {"ContentMD5": base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()}
+    return {"ContentMD5": md5_of(body)}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from blake3 import blake3
 
 from steelyard.copies.base import Finding
 from steelyard.copies.s3_client import Bucket
@@ -14,6 +13,7 @@ from steelyard.copies.s3_objects import Seen, crc_text, head
 from steelyard.copies.s3_source import S3Source
 from steelyard.errors import Range, Unreachable
 from steelyard.manifest import FileEntry
+from steelyard.pace import Throttle
 from steelyard.pieces import in_threads, merge_ranges
 from steelyard.watch import current_watch
 
@@ -65,8 +65,10 @@ def by_stat(entry: FileEntry, now: tuple[int, str] | None, recorded: Finding | N
     return Finding(recorded.verdict, recorded.bad_ranges, "size and ETag", "size and ETag are as at the last proof", stat=recorded.stat)
 
 
-def by_ranges(bucket: Bucket, seen: Seen, entry: FileEntry, threads: int) -> Finding:
-    """Read every piece and prove it, several at once. A piece that does not verify was read twice.
+def by_ranges(
+    bucket: Bucket, seen: Seen, entry: FileEntry, threads: int, pieces: Sequence[int] | None = None, throttle: Throttle | None = None
+) -> Finding:
+    """Read every piece, or just *pieces*, and prove it, several at once. A piece that does not verify was read twice.
 
     :raises OtherSide: when the store is away or the object changes meanwhile; a piece that alone can't be had is a finding.
     """
@@ -74,11 +76,14 @@ def by_ranges(bucket: Bucket, seen: Seen, entry: FileEntry, threads: int) -> Fin
     bad: list[Range] = []
     lost: list[Range] = []
     counted: list[int] = []
-    source = S3Source(bucket, seen, entry, watch)
-    hasty = S3Source(bucket, seen, entry, watch, patience_s=min(ONCE_LOST_S, bucket.patience_s))
+    pace = throttle or bucket.throttle
+    source = S3Source(bucket, seen, entry, watch, throttle=pace)
+    hasty = S3Source(bucket, seen, entry, watch, patience_s=min(ONCE_LOST_S, bucket.patience_s), throttle=pace)
     local = threading.local()
     ranges = entry.ranges
-    with watch.job(f"read back {entry.path}", entry.size_bytes) as job:
+    wanted = range(len(ranges)) if pieces is None else pieces
+    total = sum(ranges[index][1] - ranges[index][0] for index in wanted)
+    with watch.job(f"read back {entry.path}", total) as job:
 
         def look(index: int) -> None:
             start, end = ranges[index]
@@ -86,17 +91,17 @@ def by_ranges(bucket: Bucket, seen: Seen, entry: FileEntry, threads: int) -> Fin
                 local.buffer = memoryview(bytearray(min(entry.piece_bytes, entry.size_bytes)))
             view = local.buffer[: end - start]
             try:
-                got = (hasty if lost else source).readinto(start, view)
+                got, digest = (hasty if lost else source).read_digested(start, view)
             except Unreachable:
                 head(bucket, seen.key, watch)  # is it the store, or these bytes alone?
                 lost.append((start, end))
             else:
                 counted.append(got)
-                if got < len(view) or blake3(view).hexdigest() != entry.pieces[index]:
+                if got < len(view) or digest != entry.pieces[index]:
                     bad.append((start, end))
             watch.advance(job, end - start)
 
-        in_threads(look, range(len(ranges)), threads=threads, stop=watch.stop)
+        in_threads(look, wanted, threads=max(1, min(threads, len(wanted))), stop=watch.stop)
     read = sum(counted)
     if seen.size_bytes > entry.size_bytes:
         bad.append((entry.size_bytes, seen.size_bytes))

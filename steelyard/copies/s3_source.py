@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from blake3 import blake3
 
 from steelyard.copies.s3_client import Bucket
 from steelyard.copies.s3_errors import Told
 from steelyard.copies.s3_objects import Seen
-from steelyard.errors import BadAnswer, Gone, Missing, Unreachable, Unreadable
+from steelyard.errors import BadAnswer, Gone, Missing, SteelyardError, Unreachable
 from steelyard.manifest import FileEntry
+from steelyard.pace import Throttle
+from steelyard.stream import Stream
 from steelyard.watch import Watch, current_watch
 from steelyard.weather import Patience, Reaction, Trouble
 
-READ_BYTES = 1 << 20
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READ_BYTES = 1 << 18
+"""What is read and digested at once: it is still in the processor's cache then."""
+FULL_SPEED = Throttle()
 
 
 class S3Source:
@@ -23,12 +30,21 @@ class S3Source:
 
     With *entry*, a range that is exactly one of its pieces and does not verify is fetched once more, alone: what was damaged on the way comes right,
     what is damaged there stays so. Unproven all the same: whoever reads it judges it.
+    *asleep* makes the error that tells when bytes in an archive can be had; it is called when somebody really wants them.
     """
 
     remote = True
 
     def __init__(
-        self, bucket: Bucket, seen: Seen, entry: FileEntry | None = None, watch: Watch | None = None, patience_s: float | None = None
+        self,
+        bucket: Bucket,
+        seen: Seen,
+        entry: FileEntry | None = None,
+        watch: Watch | None = None,
+        patience_s: float | None = None,
+        *,
+        asleep: Callable[[], SteelyardError] | None = None,
+        throttle: Throttle = FULL_SPEED,
     ) -> None:
         self.bucket = bucket
         self.seen = seen
@@ -36,6 +52,8 @@ class S3Source:
         """Pieces that were fetched once more."""
         self._patience_s = bucket.patience_s if patience_s is None else patience_s
         self._watch = watch or current_watch()
+        self._asleep = asleep
+        self._throttle = throttle
         self._piece_at: dict[int, tuple[int, str]] = {}
         if entry is not None:
             self._piece_at = {start: (end, piece) for (start, end), piece in zip(entry.ranges, entry.pieces, strict=True)}
@@ -50,25 +68,43 @@ class S3Source:
 
     def readinto(self, offset: int, buffer: memoryview) -> int:
         """:raises Unreachable: when the weather outlasts our patience. :raises BadAnswer: when the object changed. :raises Missing: when it went away."""
-        length = max(0, min(len(buffer), self.size_bytes - offset))
-        self._fetch(offset, buffer[:length])
-        end, piece = self._piece_at.get(offset, (0, ""))
-        if end == offset + length and blake3(buffer[:length]).hexdigest() != piece:
-            self.refetched += 1
-            self._fetch(offset, buffer[:length])
-        return length
+        return self.read_digested(offset, buffer)[0]
 
-    def _fetch(self, offset: int, view: memoryview) -> None:
+    def read_digested(self, offset: int, buffer: memoryview) -> tuple[int, str]:
+        """readinto(), and the BLAKE3 of what came, taken while it came."""
+        length = max(0, min(len(buffer), self.size_bytes - offset))
+        digest = self._fetch(offset, buffer[:length])
+        end, piece = self._piece_at.get(offset, (0, ""))
+        if end == offset + length and digest != piece:
+            self.refetched += 1
+            digest = self._fetch(offset, buffer[:length])
+        return length, digest
+
+    @property
+    def last_resort(self) -> bool:
+        """It lies in an archive: every other copy is asked first."""
+        return self._asleep is not None
+
+    @property
+    def connections(self) -> int:
+        """How many ranges are well read at once."""
+        return self.bucket.settings.connections
+
+    def _fetch(self, offset: int, view: memoryview) -> str:
+        if self._asleep is not None:
+            raise self._asleep()
         patience = Patience(self._patience_s)
+        digest = blake3()
         done = 0
         while done < len(view):
             try:
-                done = self._some(offset, view, done, patience)
+                done = self._some(offset, view, done, patience, digest)
             except Unreachable as error:
                 if not patience.endure(Trouble(Reaction("weather", what=error.message), retry_after_s=error.retry_after_s), self._watch):
                     raise
+        return digest.hexdigest()
 
-    def _some(self, offset: int, view: memoryview, done: int, patience: Patience) -> int:
+    def _some(self, offset: int, view: memoryview, done: int, patience: Patience, digest: blake3) -> int:
         """Read on from *done* as far as one answer goes. :raises Unreachable: when it breaks off; what came before counts."""
         first, last = offset + done, offset + len(view) - 1
         condition: dict[str, Any] = {"IfMatch": f'"{self.seen.etag}"'} if self.seen.etag else {}
@@ -85,37 +121,38 @@ class S3Source:
                 **condition,
             )
         except Told as told:
-            raise self._refused(told, first, last + 1) from told
+            raise self._refused(told) from told
         begins = str(answer.get("ContentRange", "")).removeprefix("bytes ").partition("-")[0]
         if begins != str(first):
             answer["Body"].close()
             raise BadAnswer(
                 who=self.bucket.who, why=f"asked for bytes from {first} on it sent another range ({answer.get('ContentRange', 'none')})"
             )
-        body, at = answer["Body"], done
+        # botocore's body makes a fresh object of every chunk; the answer below it is read straight into the buffer.
+        body, at = Stream(answer["Body"]._raw_stream, first, last + 1), done
         try:
-            with self.bucket.errors():
-                while at < len(view):
-                    self._watch.check()
-                    got = body.readinto(view[at : at + READ_BYTES])
-                    if not got:
-                        raise Unreachable(who=self.bucket.who, why="the answer ended early")
-                    at += got
-                    patience.progress(got)
-        except Unreachable:
+            while at < len(view):
+                self._watch.check()
+                got = body.readinto(view[at : at + READ_BYTES])
+                digest.update(view[at : at + got])
+                at += got
+                patience.progress(got)
+                self._throttle.take(got, self._watch)
+        except Trouble as trouble:
             if at == done:
-                raise
+                raise Unreachable(who=self.bucket.who, why=str(trouble)) from trouble
             # Bytes came: go on behind them at once.
         finally:
             body.close()
+            self.bucket.came(at - done)
         return at
 
-    def _refused(self, told: Told, start: int, end: int) -> Exception:
+    def _refused(self, told: Told) -> Exception:
         if told.kind == "missing":
             return Missing(path=self.name)
         if told.kind == "archived":
-            hint = f"ask it back: aws s3api restore-object --bucket {self.bucket.name} --key '{self.seen.key}' --restore-request Days=3"
-            return Unreadable(path=self.name, why="it lies in an archive and was not asked back", ranges=((start, end),), hint=hint)
+            # HEAD did not say so: a store that tells an object's class by refusing it.
+            return Gone(who=self.bucket.who, why=f"{self.seen.key} lies in an archive that can't be read now", hint=archive_hint(self))
         if told.kind == "conflict":
             return BadAnswer(
                 who=self.bucket.who, why=f"{self.seen.key} was changed while it was being read", hint="run the same command again"
@@ -130,3 +167,8 @@ class S3Source:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def archive_hint(source: S3Source) -> str:
+    key = source.seen.key.replace("'", "'\\''")
+    return f"ask it back: aws s3api restore-object --bucket {source.bucket.name} --key '{key}' --restore-request Days=7"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from steelyard.config import S3Config
@@ -222,8 +223,11 @@ class Sender:
     # --- parameters
 
     def settings_for(self, entry: FileEntry | None) -> dict[str, Any]:
-        """What every new object is given: storage class, encryption and the SHA-256 for a person who looks."""
+        """What every new object is given: storage class, encryption, lock and the SHA-256 for a person who looks."""
+        days = self.settings.object_lock_days
         wanted: dict[str, Any] = {
+            "ObjectLockMode": self.settings.object_lock_mode if days else None,
+            "ObjectLockRetainUntilDate": datetime.now(UTC) + timedelta(days=days) if days else None,
             "StorageClass": self.settings.storage_class,
             "ServerSideEncryption": self.settings.sse,
             "SSEKMSKeyId": self.settings.sse_kms_key_id,

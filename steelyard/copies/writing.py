@@ -23,6 +23,8 @@ from steelyard.watch import current_watch
 
 WRITERS = 2
 """Pieces in flight while a file is brought in: a kill costs at most these again, 16 MiB."""
+MOST_WRITERS = 8
+"""From a store that is far away, where each range waits for an answer."""
 FOLLOW_FROM_BYTES = 16 * MIB
 
 
@@ -88,7 +90,8 @@ def _write_pieces(partial: Partial, entry: FileEntry, reader: ProvenReader, who:
             watch.advance(job, len(view))
 
         # In order where the file grows as it is written: what is put behind its end is first filled up with zeros there.
-        in_threads(copy, todo, threads=WRITERS if partial.reserved else 1, stop=watch.stop)
+        far = max((getattr(source, "connections", 0) for source in reader.candidates.values()), default=0)
+        in_threads(copy, todo, threads=max(WRITERS, min(far, MOST_WRITERS)) if partial.reserved else 1, stop=watch.stop)
     return sum(written)
 
 

@@ -1,0 +1,67 @@
+"""Sizes, times, rates and paths as people write them in the config and on the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_UNITS = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGTP", 1)}, **{f"{p}IB": 1024**n for n, p in enumerate("KMGTP", 1)}}
+
+
+def parse_size(text: object) -> object:
+    """ "15 GB" or "1.5 GiB" or a number of bytes -> bytes. :raises ValueError:"""
+    if isinstance(text, bool) or not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or (match[2].upper() or "B") not in _UNITS:
+        raise ValueError(f'{text!r} is not a size; write it as "15 GB" or "500 MiB"')
+    return int(float(match[1]) * _UNITS[match[2].upper() or "B"])
+
+
+def parse_duration(text: object) -> object:
+    """ "30min", "26h", "35 days" or a number of seconds -> seconds. :raises ValueError:"""
+    if isinstance(text, bool) or not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|seconds?|min|minutes?|h|hours?|d|days?|w|weeks?)\s*", text)
+    if not match:
+        raise ValueError(f'{text!r} is not a time; write it as "30min", "26h" or "35d"')
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2][0]]
+
+
+def _absolute(text: object) -> object:
+    if isinstance(text, str | Path):
+        path = Path(text).expanduser()
+        if not path.is_absolute():
+            raise ValueError(f"{str(text)!r} must be an absolute path")
+        return Path(os.path.normpath(path))
+    return text
+
+
+def parse_rate(text: object) -> object:
+    """ "5 MB/s" or "40 Mbit/s" or a number of bytes a second -> bytes a second. :raises ValueError:"""
+    if isinstance(text, bool) or not isinstance(text, str):
+        return text
+    bits = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)bit/s\s*", text)
+    if bits:
+        return int(float(bits[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}[bits[2]] / 8)
+    bare = text.strip().removesuffix("/s")
+    if bare == text.strip():
+        raise ValueError(f'{text!r} is not a rate; write it as "5 MB/s" or "40 Mbit/s"')
+    try:
+        return parse_size(bare)
+    except ValueError as error:
+        raise ValueError(f'{text!r} is not a rate; write it as "5 MB/s" or "40 Mbit/s"') from error
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+Rate = Annotated[int, BeforeValidator(parse_rate), Field(gt=0)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
