@@ -15,6 +15,7 @@ import itertools
 import os
 import re
 import socket
+import ssl
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class Sink:
     uploads: dict[str, dict[int, Stored]] = field(default_factory=dict)
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
+    tls: ssl.SSLContext | None = None
+
     def serve(self, port: int) -> None:
         """Listen on the loopback for ever; prints the port, for whoever started it."""
         with socket.create_server(("127.0.0.1", port), backlog=256) as listener:
@@ -57,6 +60,11 @@ class Sink:
 
     def _connection(self, client: socket.socket) -> None:
         rest = b""
+        if self.tls is not None:
+            try:
+                client = self.tls.wrap_socket(client, server_side=True)
+            except OSError:
+                return
         with client, contextlib.suppress(ConnectionError):
             while True:
                 while b"\r\n\r\n" not in rest:
@@ -123,7 +131,7 @@ class Sink:
     def _head(self, client: socket.socket, key: str) -> None:
         stored = self.objects.get(key)
         if stored is None and self.file is not None and DOWN in key:
-            stored = Stored(self.file.stat().st_size, "f" * 32)
+            stored = Stored(self.file.stat().st_size, "f" * 32 + "-1")
         if stored is not None:
             more = {"Accept-Ranges": "bytes", "Last-Modified": WHEN, "Content-Length": str(stored.size)}
             _answer(client, 200, {"ETag": f'"{stored.etag}"', **more, **_crc(stored)})
@@ -144,17 +152,23 @@ class Sink:
             last = min(int(match[2]) if match and match[2] else size - 1, size - 1)
             ranged = {"Content-Range": f"bytes {first}-{last}/{size}"} if match else {}
             length = {"Content-Length": str(last - first + 1), "Last-Modified": WHEN}
-            _answer(client, 206 if match else 200, {"ETag": '"' + "f" * 32 + '"', **length, **ranged})
+            _answer(client, 206 if match else 200, {"ETag": '"' + "f" * 32 + "-1" + '"', **length, **ranged})
             at = first
             while at <= last:
-                at += os.sendfile(client.fileno(), source.fileno(), at, last + 1 - at)
+                if self.tls is None:
+                    at += os.sendfile(client.fileno(), source.fileno(), at, last + 1 - at)
+                else:
+                    data = os.pread(source.fileno(), min(BLOCK, last + 1 - at), at)
+                    client.sendall(data)
+                    at += len(data)
 
 
 def _throw_away(client: socket.socket, count: int) -> None:
-    """Take *count* bytes off the socket; MSG_TRUNC (tcp(7)) drops them in the kernel, so that nothing is copied."""
+    """Take *count* bytes off the socket; MSG_TRUNC (tcp(7)) drops them in the kernel, so that nothing is copied. TLS must be read."""
     buffer = bytearray(BLOCK)
+    flags = 0 if isinstance(client, ssl.SSLSocket) else socket.MSG_TRUNC
     while count > 0:
-        got = client.recv_into(buffer, min(count, BLOCK), socket.MSG_TRUNC)
+        got = client.recv_into(buffer, min(count, BLOCK), flags)
         if not got:
             raise ConnectionError
         count -= got
@@ -186,6 +200,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0, help="0: any free one; it is printed")
     parser.add_argument("--file", type=Path, help="what GET of a key with /down/ in it answers")
+    parser.add_argument("--cert", type=Path, help="serve https with this certificate")
+    parser.add_argument("--key", type=Path, help="its key")
     options = parser.parse_args()
+    context = None
+    if options.cert:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options.cert, options.key)
     with contextlib.suppress(KeyboardInterrupt):
-        Sink(options.file).serve(options.port)
+        Sink(options.file, tls=context).serve(options.port)
