@@ -257,6 +257,25 @@ def clean(
 
 
 @app.command
+def views(kind: Literal["copy", "reflink", "hardlink", "auto"], *, common: Common = COMMON) -> Asked:
+    """Change how the store and the hub cache share bytes, file by file, each proven first; and write that into the config.
+
+    Parameters
+    ----------
+    kind
+        copy: two real copies; reflink: one set of blocks, two files (btrfs, xfs); hardlink: one file, two names; auto: reflink where it can be had.
+    """
+
+    def make() -> Report:
+        from steelyard.site import Site
+        from steelyard.views import views as change
+
+        return change(Site.open(common.config), kind)
+
+    return Direct("views", make)
+
+
+@app.command
 def target(name: str, *, forget: str | None = None, common: Common = COMMON) -> Asked:
     """Put the marker on a replica's drive or bucket and probe what it can do; from then on no other drive is taken for it.
 
@@ -487,7 +506,7 @@ def _failed(command: str, error: SteelyardError) -> Report:
 
 
 def _command(tokens: Sequence[str]) -> str:
-    known = {*VERBS, "init", "inspect", "status", "doctor", "up", "demo", "clean", "target", "adopt"}
+    known = {*VERBS, "init", "inspect", "status", "doctor", "up", "demo", "clean", "target", "adopt", "views", "move"}
     return next((token for token in tokens if token in known), "")
 
 

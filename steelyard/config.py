@@ -256,11 +256,18 @@ def load_config(given: Path | None = None) -> Config:
     """:raises ConfigMissing: :raises ConfigBroken: with the key that is wrong."""
     path = config_path(given)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise ConfigMissing(path=str(path)) from error
     except OSError as error:
         raise ConfigBroken(path=str(path), key="the file", why=f"can't be read: {error.strerror}") from error
+    return parse_config(data, path)
+
+
+def parse_config(data: bytes, path: Path) -> Config:
+    """The config that *data* would be as the content of *path*, the environment included. :raises ConfigBroken:"""
+    try:
+        content = tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigBroken(
             path=str(path), key="the file", why=f"is not valid TOML: {error}", hint=f"correct the line named in {path}"

@@ -74,6 +74,25 @@ def share_bytes(one: Path, other: Path) -> bool:
     return bool(here) and bool(there) and _blocks(here or []) == _blocks(there or [])
 
 
+def overlap(one: Path, other: Path) -> bool:
+    """Whether two files have any block of the medium in common."""
+    try:
+        first, second = one.stat(), other.stat()
+    except OSError:
+        return False
+    if (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino):
+        return True
+    here = [] if first.st_dev != second.st_dev else extents(one) or []
+    there = sorted((extent.physical, extent.physical + extent.length) for extent in extents(other) or []) if here else []
+    at = 0
+    for start, end in sorted((extent.physical, extent.physical + extent.length) for extent in here):
+        while at < len(there) and there[at][1] <= start:
+            at += 1
+        if at < len(there) and there[at][0] < end:
+            return True
+    return False
+
+
 def _blocks(found: list[Extent]) -> list[tuple[int, int, int]]:
     """Neighbours joined: two files may cut the same blocks into other extents."""
     joined: list[tuple[int, int, int]] = []

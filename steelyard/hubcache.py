@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from steelyard.abilities import reflink
 from steelyard.config import Config, Views
 from steelyard.copies.base import Brought, CopyKind, ProvenReader, corrupt
 from steelyard.copies.folder import FolderCopy
@@ -20,7 +21,6 @@ from steelyard.source import read_at
 from steelyard.watch import current_watch
 
 SMALL_AT_ONCE = 8
-_FICLONE = 0x40049409
 
 
 class HubCache(FolderCopy):
@@ -112,9 +112,9 @@ class HubCache(FolderCopy):
         staged = make_folder(self.ours / "staging") / f"view-{entry.sha256[:20]}.partial"
         staged.unlink(missing_ok=True)
         how = ""
-        if self.views in {"reflink", "auto"} and _reflink(source, staged):
+        if self.views in {"reflink", "auto"} and try_reflink(source, staged):
             how = "reflink"
-        elif self.views == "hardlink" and _hardlink(source, staged):
+        elif self.views == "hardlink" and try_hardlink(source, staged):
             how = "hardlink"
         if not how:
             if self.views == "auto":
@@ -137,7 +137,7 @@ class HubCache(FolderCopy):
         probe = make_folder(self.ours / "staging") / f"reflink-probe-{os.getpid()}"
         try:
             write_atomically(probe, b"probe" * 1000)
-            return _reflink(probe, probe.with_suffix(".clone"))
+            return try_reflink(probe, probe.with_suffix(".clone"))
         finally:
             probe.unlink(missing_ok=True)
             probe.with_suffix(".clone").unlink(missing_ok=True)
@@ -173,24 +173,21 @@ class HubCache(FolderCopy):
         return brought
 
 
-def _reflink(source: Path, target: Path) -> bool:
-    import fcntl
-
+def try_reflink(source: Path, target: Path) -> bool:
+    """Make *target* share the blocks of *source*; False where the file system can't."""
     if device_of(source) != device_of(target.parent):
         return False
     try:
-        with source.open("rb") as old, target.open("xb") as new:
-            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
-            os.fsync(new.fileno())
+        reflink(source, target)
     except OSError as error:
-        target.unlink(missing_ok=True)
         if error.errno in {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL}:
             return False
         raise
     return True
 
 
-def _hardlink(source: Path, target: Path) -> bool:
+def try_hardlink(source: Path, target: Path) -> bool:
+    """Make *target* a second name of *source*; False where the file system can't."""
     try:
         os.link(source, target)
     except OSError as error:

@@ -106,6 +106,7 @@ _COLUMNS = {
     "verify": ("proof",),
     "drill": ("minutes", "bytes_written", "loaded"),
     "clean": ("bytes", "reason"),
+    "views": ("bytes_freed", "bytes_written"),
     "target": ("id",),
     "keep": ("verb",),
     "doctor": ("check", "fix"),

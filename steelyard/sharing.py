@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 from blake3 import blake3
 
@@ -87,7 +89,7 @@ def fill_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry], sou
             small.append(entry)
         elif not cache.share(manifest, entry, source.path_of(manifest, entry.path)):
             with source.open(manifest, entry) as file:
-                _copy(cache, manifest, entry, file)
+                copy_blob(cache, manifest, entry, file, functools.partial(cache.set_blob_aside, entry=entry))
     cache.bring_small(manifest, small, source)
     cache.link_all(manifest, entries)
     left = {
@@ -96,8 +98,10 @@ def fill_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry], sou
     site.history.record_all(BLOBS, manifest.model, "", left)
 
 
-def _copy(cache: HubCache, manifest: Manifest, entry: FileEntry, source: LocalFile) -> None:
-    """A second copy of the bytes, proven piece by piece as they are read, resumed where a killed run stopped.
+def copy_blob(
+    cache: HubCache, manifest: Manifest, entry: FileEntry, source: LocalFile, aside: Callable[[Path], None] | None = None
+) -> None:
+    """A second copy of the bytes, proven piece by piece as they are read, resumed where a killed run stopped. *aside*: what stands there goes first.
 
     Not read back from the medium, as a replica is: it lies on the drive of the store, and is proven by the next verify like the store itself.
     :raises Corrupt: when the store's file is no longer what it was proven to be.
@@ -125,4 +129,4 @@ def _copy(cache: HubCache, manifest: Manifest, entry: FileEntry, source: LocalFi
 
             # A file that grows as it is written is written in order.
             in_threads(one, todo, threads=default_threads() if partial.reserved else 1, stop=watch.stop)
-        partial.publish(cache.path_of(manifest, entry.path), aside=lambda blob: cache.set_blob_aside(blob, entry))
+        partial.publish(cache.path_of(manifest, entry.path), aside=aside)
