@@ -14,6 +14,7 @@ from steelyard.copies.folder import FolderCopy, below
 from steelyard.copies.mount import MountReplica
 from steelyard.disk import device_of, errors_of, fsync_folder, gb, make_folder
 from steelyard.errors import BadRecord, Busy, Refused, SteelyardError
+from steelyard.former import former_places
 from steelyard.leaving import Guard, Leaving, priced, remove
 from steelyard.leftovers import leftovers, unfinished_downloads
 from steelyard.names import OURS
@@ -65,6 +66,8 @@ def _of_copy(site: Site, copy: FolderCopy) -> Iterator[Leaving]:
         yield from superseded_revisions(site, copy)
     yield from leftovers(site, copy)
     yield from unfinished_downloads(site, copy)
+    if copy is site.store:
+        yield from former_places(site)
 
 
 def _go_through(site: Site, report: Report, guard: Guard, leaving: Iterable[Leaving], apply: bool, copy: FolderCopy | None) -> None:

@@ -257,6 +257,36 @@ def clean(
 
 
 @app.command
+def move(
+    folder: Annotated[Path, Parameter(name="DIR")],
+    /,
+    *,
+    hf_home: Path | None = None,
+    link: Annotated[bool, Parameter(negative="")] = False,
+    common: Common = COMMON,
+) -> Asked:
+    """Take the store to another drive: carried and proven there first, then switched to; the former place stays until clean --apply.
+
+    Parameters
+    ----------
+    folder
+        The new models folder: empty, or not there yet.
+    hf_home
+        A new HF_HOME, for the hub cache to be made anew there.
+    link
+        Leave the config as it is, and make the old path a link to DIR.
+    """
+
+    def make() -> Report:
+        from steelyard.move import move as take
+        from steelyard.site import Site
+
+        return take(Site.open(common.config), folder, hf_home=hf_home, link=link)
+
+    return Direct("move", make)
+
+
+@app.command
 def views(kind: Literal["copy", "reflink", "hardlink", "auto"], *, common: Common = COMMON) -> Asked:
     """Change how the store and the hub cache share bytes, file by file, each proven first; and write that into the config.
 

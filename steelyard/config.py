@@ -204,7 +204,7 @@ class Config(BaseModel):
             if not isinstance(self.replicas.get(name), S3Config):
                 raise ValueError(f"prices.{name}: no replica of kind s3 has that name")
         self._no_model_over_another()
-        self._no_replica_inside()
+        self.check_places()
         return self
 
     def _no_model_over_another(self) -> None:
@@ -218,7 +218,8 @@ class Config(BaseModel):
                     )
                 seen[key] = name
 
-    def _no_replica_inside(self) -> None:
+    def check_places(self) -> None:
+        """:raises ValueError: when a replica and the store lie inside one another, or two replicas in one folder."""
         places: dict[Path, str] = {}
         for name, replica in self.replicas.items():
             if isinstance(replica, S3Config):

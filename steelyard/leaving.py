@@ -33,6 +33,7 @@ def priced(leaving: Sequence[Leaving]) -> list[Leaving]:
 
     Bytes under several names that all go are counted with the last of them. One that lies in another is dropped, and so is what is gone by now.
     """
+    leaving = list({one.path: one for one in leaving}.values())
     folders = {one.path for one in leaving}
     apart = [one for one in leaving if not folders & set(one.path.parents)]
     bytes_of = [0] * len(apart)

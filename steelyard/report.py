@@ -107,6 +107,7 @@ _COLUMNS = {
     "drill": ("minutes", "bytes_written", "loaded"),
     "clean": ("bytes", "reason"),
     "views": ("bytes_freed", "bytes_written"),
+    "move": ("bytes_written", "sources"),
     "target": ("id",),
     "keep": ("verb",),
     "doctor": ("check", "fix"),

@@ -10,9 +10,12 @@ from steelyard.config import Config
 from steelyard.copies.base import CopyKind
 from steelyard.copies.folder import FolderCopy
 from steelyard.disk import existing_parent, make_folder, probe_write, write_atomically
-from steelyard.errors import BadRecord, Missing, ReadOnly
-from steelyard.manifest import Manifest
+from steelyard.errors import BadRecord, Missing, ReadOnly, Refused
+from steelyard.manifest import Manifest, unseal
 from steelyard.names import confine
+
+MOVED = "moved.json"
+"""Left in the .steelyard of a store's former place: whoever still names it is told where the store is."""
 
 
 class Store(FolderCopy):
@@ -38,11 +41,24 @@ class Store(FolderCopy):
         if write:
             if self.root.exists() and not self.root.is_dir():
                 raise ReadOnly(place=str(self.root), why="it is not a folder")
+            self._is_still_here()
             make_folder(self.root)
             probe_write(self.root)
             make_folder(self.ours)
         elif not self.root.is_dir():
             raise Missing(path=str(self.root), hint="run: steelyard download")
+
+    def _is_still_here(self) -> None:
+        """:raises Refused: where a move left word that the store is elsewhere now."""
+        word = self.ours / MOVED
+        try:
+            to = str(unseal(word.read_bytes(), word)["to"])
+        except (OSError, BadRecord, KeyError):
+            return
+        raise Refused(
+            why=f"the store was moved from {self.root} to {to}, and this config still names the former place",
+            hint=f'set models = "{to}" under [store] in the config; to use the former place again remove {word}',
+        )
 
     # --- manifests
 
