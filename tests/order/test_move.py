@@ -18,6 +18,7 @@ from steelyard.standins.hub import LoopbackHub
 from steelyard.verify import verify
 from tests.backup.conftest import Plug
 from tests.conftest import FILE, REPO, World
+from tests.order.conftest import quick
 
 
 def verdicts(world: World, copy: str = "store", **look: bool) -> set[str]:
@@ -33,7 +34,7 @@ def whole(world: World, models: Path, *, names: Path | None = None) -> None:
     assert info["path"] == str((names or models) / FILE) and Path(info["path"]).stat().st_size == info["size_bytes"]
     found = hf_hub_download(REPO, FILE, cache_dir=site.hub_cache.root, local_files_only=True)
     assert Path(found).read_bytes() == (models / FILE).read_bytes()
-    assert world.run("status").code == 0
+    assert quick(world, "status").code == 0
 
 
 def test_the_store_goes_to_another_drive_with_all_that_lies_in_it(held: World, plug: Plug) -> None:
@@ -45,56 +46,56 @@ def test_the_store_goes_to_another_drive_with_all_that_lies_in_it(held: World, p
     before = held.config.read_text()
     to = there.point / "weights"
 
-    done = held.run("move", str(to))
+    done = quick(held, "move", str(to))
     row = done.of(FILE)
     assert (done.code, row["action"], row["bytes_written"]) == (0, "copied", held.weights.stat().st_size)
     assert held.config.read_text() == before.replace(f'models = "{held.models}"', f'models = "{to}"')
     whole(held, to)
     assert (to / "mine" / "notes.txt").read_text() == "mine" and (to / "mine" / "here").readlink() == Path("notes.txt")
     assert Site.open(held.config).history.events("download", "mvdream"), "the history came along"
-    assert held.run("verify", "--quick").rows[0]["verdict"] == "ok", "and how the files lie now"
+    assert quick(held, "verify", "--quick").rows[0]["verdict"] == "ok", "and how the files lie now"
     assert held.weights.exists(), "the former place stays"
-    assert held.run("backup").of(FILE)["action"] == "unchanged"
-    assert held.run("move", str(to)).rows[0]["action"] == "unchanged"
+    assert quick(held, "backup").of(FILE)["action"] == "unchanged"
+    assert quick(held, "move", str(to)).rows[0]["action"] == "unchanged"
 
 
 def test_the_former_place_goes_by_clean_once_the_new_one_is_proven_and_what_is_not_ours_stays(held: World, plug: Plug) -> None:
     (held.models / "notes.txt").write_text("mine")
     to = plug("ext4", 120).point / "weights"
-    assert held.run("move", str(to)).code == 0
-    told = [row for row in held.run("clean").rows if "former place" in row["reason"]]
+    assert quick(held, "move", str(to)).code == 0
+    told = [row for row in quick(held, "clean").rows if "former place" in row["reason"]]
     assert {Path(row["path"]).name for row in told} == {FILE, "model_info.json", ".steelyard"}
     assert sum(row["bytes"] for row in told) >= held.weights.stat().st_size
-    assert held.run("clean", "--apply").code == 0
+    assert quick(held, "clean", "--apply").code == 0
     assert [path.name for path in held.models.iterdir()] == ["notes.txt"]
     whole(held, to)
 
     (to / FILE).touch()
     (held.models / FILE).write_bytes(b"x")
-    assert held.run("clean").rows == [], "nothing goes while the new place is unproven"
+    assert quick(held, "clean").rows == [], "nothing goes while the new place is unproven"
 
 
 def test_a_former_place_that_holds_nothing_else_goes_whole(held: World, plug: Plug) -> None:
     to = plug("ext4", 120).point / "weights"
-    assert held.run("move", str(to)).code == 0
-    assert held.run("clean", "--apply").code == 0
+    assert quick(held, "move", str(to)).code == 0
+    assert quick(held, "clean", "--apply").code == 0
     assert not held.models.exists()
-    assert held.run("clean").rows == []
+    assert quick(held, "clean").rows == []
     whole(held, to)
 
 
 def test_a_config_that_still_names_the_former_place_is_told_where_the_store_is(held: World, tmp_path: Path) -> None:
     before = held.config.read_text()
-    assert held.run("move", str(tmp_path / "new")).code == 0
+    assert quick(held, "move", str(tmp_path / "new")).code == 0
     held.config.write_text(before)
-    done = held.run("download")
+    done = quick(held, "download")
     assert done.code == 3 and str(tmp_path / "new") in done.errors[0]["message"]
     assert done.errors[0]["hint"]
 
 
 def test_with_link_the_old_path_leads_there_and_the_config_stays(held: World, plug: Plug) -> None:
     before, to = held.config.read_bytes(), plug("ext4", 120).point / "weights"
-    assert held.run("move", str(to), "--link").code == 0
+    assert quick(held, "move", str(to), "--link").code == 0
     assert held.models.is_symlink() and held.models.resolve() == to
     assert held.config.read_bytes() == before
     whole(held, to, names=held.models)
@@ -103,47 +104,47 @@ def test_with_link_the_old_path_leads_there_and_the_config_stays(held: World, pl
 
     # And on to the next drive, from a folder that is a link by now.
     further = plug("ext4", 120, "further").point / "weights"
-    assert held.run("move", str(further), "--link").code == 0
+    assert quick(held, "move", str(further), "--link").code == 0
     assert held.models.resolve() == further and (to / FILE).exists()
     whole(held, further, names=held.models)
-    assert held.run("clean", "--apply").code == 0
+    assert quick(held, "clean", "--apply").code == 0
     assert not aside.exists() and not to.exists()
     whole(held, further, names=held.models)
 
 
 def test_the_hub_cache_comes_along_when_it_is_asked_for(held: World, plug: Plug) -> None:
-    assert held.run("views", "hardlink").code == 0
+    assert quick(held, "views", "hardlink").code == 0
     there = plug("ext4", 120)
-    done = held.run("move", str(there.point / "m"))
+    done = quick(held, "move", str(there.point / "m"))
     assert done.code == 3 and "--hf-home" in done.errors[0]["hint"], "hard links can't reach another drive"
-    assert held.run("move", str(there.point / "m"), "--hf-home", str(there.point / "hf")).code == 0
+    assert quick(held, "move", str(there.point / "m"), "--hf-home", str(there.point / "hf")).code == 0
     whole(held, there.point / "m")
     store = load_config(held.config).store
     assert store.hf_home == there.point / "hf" and (there.point / "m" / FILE).stat().st_nlink == 2
 
 
 def test_on_one_drive_no_byte_is_copied(held: World, tmp_path: Path) -> None:
-    done = held.run("move", str(tmp_path / "elsewhere"))
+    done = quick(held, "move", str(tmp_path / "elsewhere"))
     assert (done.of(FILE)["action"], done.of(FILE)["bytes_written"]) == ("linked", 0)
     whole(held, tmp_path / "elsewhere")
 
 
 def test_and_back_again(held: World, plug: Plug) -> None:
     to = plug("ext4", 120).point / "weights"
-    assert held.run("move", str(to)).code == 0
-    back = held.run("move", str(held.models))
+    assert quick(held, "move", str(to)).code == 0
+    back = quick(held, "move", str(held.models))
     assert (back.code, back.of(FILE)["action"]) == (0, "unchanged")
     whole(held, held.models)
-    assert held.run("download").code == 0
+    assert quick(held, "download").code == 0
 
 
 def test_held_revisions_come_along_and_rollback_works(world: World, hub: LoopbackHub, second: Path, plug: Plug) -> None:
     assert download(world.site()).ok
     hub.add_revision(REPO, {FILE: second})
-    assert world.run("update", "mvdream").code == 0
+    assert quick(world, "update", "mvdream").code == 0
     to = plug("ext4", 200).point / "weights"
-    assert world.run("move", str(to)).code == 0
-    assert world.run("rollback", "mvdream").code == 0
+    assert quick(world, "move", str(to)).code == 0
+    assert quick(world, "rollback", "mvdream").code == 0
     whole(world, to)
 
 
@@ -151,7 +152,7 @@ def test_a_piece_that_rotted_comes_from_another_copy(held: World, plug: Plug) ->
     good = held.weights.read_bytes()
     held.flip(held.weights, 9_000_000)
     to = plug("ext4", 120).point / "weights"
-    done = held.run("move", str(to))
+    done = quick(held, "move", str(to))
     assert done.code == 0 and "hub-cache" in done.of(FILE)["sources"]
     assert (to / FILE).read_bytes() == good
 
@@ -163,11 +164,11 @@ def test_a_file_that_is_good_nowhere_keeps_the_store_where_it_is(held: World, hu
             held.flip(blob, 9_000_000)
     before = held.config.read_bytes()
     held.config.write_bytes(before.replace(hub.endpoint.encode(), b"http://127.0.0.1:9").replace(b"patience = 4", b"patience = 0"))
-    done = held.run("move", str(tmp_path / "new"))
+    done = quick(held, "move", str(tmp_path / "new"))
     assert done.code in {1, 4}
     assert load_config(held.config).store.models == held.models
     held.config.write_bytes(before)
-    assert held.run("move", str(tmp_path / "new")).code == 0, "the Hub is back, and the piece comes from there"
+    assert quick(held, "move", str(tmp_path / "new")).code == 0, "the Hub is back, and the piece comes from there"
     assert verdicts(held) == {"ok"}
 
 
@@ -186,7 +187,7 @@ def test_what_can_not_be_is_refused_before_anything_is_written(
         (tmp_path / "file", 3, "is a file"),
         (small.point / "m", 3, "free"),
     ):
-        done = held.run("move", str(where))
+        done = quick(held, "move", str(where))
         assert (done.code, word in done.errors[0]["message"]) == (code, True), done.errors
     assert load_config(held.config).store.models == held.models
     assert [path.name for path in taken.iterdir()] == ["theirs"] and not (small.point / "m").exists()
@@ -210,7 +211,7 @@ def test_killed_anywhere_there_is_always_one_whole_store_and_the_next_run_ends_i
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert verdicts(held) == {"ok"}
-    assert held.run(*arguments).code == 0
+    assert quick(held, *arguments).code == 0
     whole(held, to, names=held.models if link else None)
     assert not list((to / ".steelyard" / "staging").glob("*"))
     assert not (to / ".steelyard" / "moving.json").exists()
