@@ -1,20 +1,20 @@
 """Steelyard keeps large model weights downloaded, verified, loadable, backed up and current, and proves it by restoring them.
 
-For the user's own code: `from steelyard import weights, state_dict`.
+For the user's own code: `from steelyard import weights, state_dict, expect`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steelyard.use import state_dict, weights
+    from steelyard.use import expect, state_dict, weights
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "state_dict", "weights"]
+__all__ = ["__version__", "expect", "state_dict", "weights"]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: `steelyard --help` must not pay for it.
-    if name in {"weights", "state_dict"}:
+    if name in {"weights", "state_dict", "expect"}:
         from steelyard import use
 
         return getattr(use, name)

@@ -114,7 +114,13 @@ def verify(
 
 
 @app.command
-def load(*models: Models, device: Literal["auto", "cpu", "cuda"] = "auto", timeout: float = 600.0, common: Common = COMMON) -> Asked:
+def load(
+    *models: Models,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    timeout: float = 600.0,
+    sign: Path | None = None,
+    common: Common = COMMON,
+) -> Asked:
     """Does it really load; in a child process with bounded time and memory.
 
     Parameters
@@ -123,8 +129,10 @@ def load(*models: Models, device: Literal["auto", "cpu", "cuda"] = "auto", timeo
         Where to load it; auto says which and why.
     timeout
         Longest time for one file, in seconds.
+    sign
+        An Ed25519 private key (PEM) to sign the certificates with; else the config's.
     """
-    return Call("load", common.config, {"models": models, "device": device, "timeout_s": timeout})
+    return Call("load", common.config, {"models": models, "device": device, "timeout_s": timeout, "sign": sign and sign.absolute()})
 
 
 @app.command
@@ -349,23 +357,43 @@ def rollback(model: str, *, common: Common = COMMON) -> Asked:
 
 
 @app.command(name="inspect")
-def inspect_command(*sources: Annotated[str, Parameter(required=True)], common: Common = COMMON) -> Asked:
-    """A weights file by path or hf://repo_id[@revision]/path, without loading it; two sources: their difference."""
+def inspect_command(
+    *sources: Annotated[str, Parameter(required=True)],
+    fits: str | None = None,
+    tensors: Annotated[bool, Parameter(negative="")] = False,
+    common: Common = COMMON,
+) -> Asked:
+    """A weights file by path, hf://repo_id[@revision]/path or s3://bucket/key, without loading it; two sources: their difference.
+
+    Parameters
+    ----------
+    fits
+        A model of the config: would its program's strict load_state_dict take this file? Its allowance counts too.
+    tensors
+        List every tensor.
+    """
 
     def make() -> Report:
-        from steelyard.config import HubConfig, load_config
         from steelyard.errors import ConfigMissing
         from steelyard.inspecting import inspect_sources
+        from steelyard.site import Site
 
         try:
-            settings = load_config(common.config).hub
+            site = Site.open(common.config)
         except ConfigMissing:
             if common.config is not None:
                 raise
-            settings = HubConfig()
-        return inspect_sources(sources, settings)
+            site = None
+        return inspect_sources(sources, site, model=fits)
 
-    return Direct("inspect", make)
+    def show(report: Report) -> None:
+        show_report(report)
+        if tensors:
+            from steelyard.inspecting import show_tensors
+
+            show_tensors(report)
+
+    return Direct("inspect", make, show)
 
 
 @app.command

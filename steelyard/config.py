@@ -26,6 +26,7 @@ PREFIX = "STEELYARD_"
 """Of the variables that stand for keys of the config."""
 
 Views = Literal["copy", "reflink", "hardlink", "auto"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class StoreConfig(Part):
@@ -103,6 +104,8 @@ class HubConfig(Part):
     """How long a download waits out bad weather by itself before it gives up [s]."""
     prefer_replicas: bool = False
     """Take a download's bytes from a replica that has them, and only the rest from the Hub; proven by the lock's digests all the same."""
+    scan_gate: Literal["off", "warn", "refuse"] = "warn"
+    """What a download or an update does where the Hub's own scan flags one of its files."""
 
     @property
     def effective_endpoint(self) -> str:
@@ -117,18 +120,34 @@ class ModelConfig(Part):
     dir: str = ""
     """Below store.models; the model's name when empty."""
     min_copies: Annotated[int, Field(ge=1)] = 1
-    allow_globals: tuple[str, ...] = ()
-    """Pickle globals trusted for this model beyond those that a state dict needs."""
     restorable_within: Duration = 35 * 86400.0
     """Longest time since the last proof of a copy and the last drill before the model is no longer green: a month's drill, and some days [s]."""
     update: Literal["notify", "approve", "auto"] = "notify"
     """Who takes an update: a person, a person who approves its plan by digest, or the nightly round where it is drop-in and scanned clean."""
+    allow_globals: tuple[str, ...] | dict[Sha256, tuple[str, ...]] = ()
+    """Pickle globals trusted for this model beyond those that a state dict needs; by SHA-256: for those bytes and no others."""
+    trust: Literal["off", "report", "require"] = "report"
+    """Before and after a download: look at no header; refuse what is hostile and tell the rest; refuse all that is not trusted."""
+    load_check: bool = False
+    """Load a downloaded weights file before it gets its final name, and refuse one that does not load."""
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
         if self.files is not None and not self.files:
             raise ValueError("files is empty; leave it out to keep every file of the repo")
         return self
+
+    def allowed(self, sha256: str) -> frozenset[str]:
+        """The globals allowed for the bytes of *sha256* (64 hex digits; "" where they are not known)."""
+        held = self.allow_globals
+        return frozenset(held.get(sha256, ()) if isinstance(held, dict) else held)
+
+
+class CertificateConfig(_Part):
+    sign_with: AbsolutePath | None = None
+    """An Ed25519 private key (PEM) that `load` signs certificates with; its password, if it has one, in STEELYARD_KEY_PASSWORD."""
+    trusted_keys: tuple[AbsolutePath, ...] = ()
+    """Ed25519 public keys (PEM). Where any are named, weights() gives out no file without a certificate that one of them signed."""
 
 
 class MountConfig(Part):
@@ -180,6 +199,7 @@ class Config(BaseModel):
     hub: HubConfig = HubConfig()
     fleet: FleetConfig = FleetConfig()
     disk: DiskConfig = DiskConfig()
+    certificates: CertificateConfig = CertificateConfig()
     models: dict[str, ModelConfig] = Field(min_length=1)
     replicas: dict[str, ReplicaConfig] = {}
     clean: CleanConfig = CleanConfig()

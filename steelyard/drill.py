@@ -118,9 +118,11 @@ def _through_scratch(site: Site, manifest: Manifest, name: str, device: Device, 
         done = bring_files(site, manifest, False, manifest.files, target, [name], name)
         restored_s = time.monotonic() - started
         bad = [entry.path for entry in manifest.files if not target.judge(manifest, entry, Look()).ok]
-        allowed = frozenset(site.config.models[manifest.model].allow_globals)
-        paths = [target.path_of(manifest, entry.path) for entry in weights_files(manifest)]
-        loaded = [load_check(path, device, stop=current_watch().stop, allow_globals=allowed) for path in paths]
+        settings, stop = site.config.models[manifest.model], current_watch().stop
+        loaded = [
+            load_check(target.path_of(manifest, entry.path), device, stop=stop, allow_globals=settings.allowed(entry.sha256))
+            for entry in weights_files(manifest)
+        ]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     problem = next((found for found in loaded if found.verdict != "ok"), None)

@@ -100,8 +100,8 @@ _COLUMNS = {
     "backup": ("bytes_written",),
     "restore": ("bytes_written",),
     "repair": ("bytes_moved", "sources"),
-    "load": ("device", "tensors", "parameters", "seconds"),
-    "inspect": ("format", "tensors", "weights_key"),
+    "load": ("device", "tensors", "parameters", "seconds", "whole"),
+    "inspect": ("format", "tensors", "weights_key", "whole"),
     "check-updates": ("held_commit", "upstream_commit"),
     "verify": ("proof",),
     "drill": ("minutes", "bytes_written", "loaded"),
@@ -165,6 +165,22 @@ def _remark(row: Row) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def remarks(report: Report) -> list[str]:
+    """What is told below the table, a line each: the aspects of a weights file one by one, and how to allow what it needs."""
+    judged = [row for row in report.rows if "aspects" in row.facts]
+    if not judged:
+        return []
+    from steelyard.checkpoint.verdict import told
+
+    lines = []
+    for row in judged:
+        name = row.file or row.path
+        lines.append(f"{name}: {told(row.facts)}")
+        if hint := row.facts.get("hint"):
+            lines.append(f"{name}: {hint}")
+    return lines
+
+
 def summary(report: Report) -> str:
     """One sentence: what the command came to."""
     if not report.rows and not report.errors:
@@ -185,6 +201,8 @@ def markdown(report: Report) -> str:
         lines += ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
         lines += ["| " + " | ".join(_escape(one) for one in cells(row, headings)) + " |" for row in report.rows]
         lines.append("")
+    if told := remarks(report):
+        lines += [*(f"- {_escape(one)}" for one in told), ""]
     lines += [
         f"- **{error.code}**: {_escape(error.message)}" + (f" → {_escape(error.hint)}" if error.hint else "") for error in report.errors
     ]

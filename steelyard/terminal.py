@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from steelyard.disk import gb
 from steelyard.errors import SteelyardError
-from steelyard.report import Report, cells, columns, summary
+from steelyard.report import Report, cells, columns, remarks, summary
 from steelyard.watch import Job, Watch, watched_by
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ def show_report(report: Report) -> None:
             # No one wraps a file or a pipe: a cell is never cut there.
             console = Console(width=max(100, console.measure(table, options=console.options.update(width=10_000)).maximum), highlight=False)
         console.print(table)
+    for line in remarks(report):
+        console.print(Text(line))
     console.print(Text(summary(report), style="bold"))
     if note := report.extra.get("note"):
         console.print(str(note))

@@ -6,6 +6,6 @@ from tasks.twins import twin
 twin(
     load_file,
     "load a file",
-    lambda site, manifest, entry, device, timeout_s: f"load {manifest.model} · {entry.path} on {device}",
+    lambda site, manifest, entry, device, timeout_s, sign: f"load {manifest.model} · {entry.path} on {device}",
     "load",
 )

@@ -7,11 +7,12 @@ from steelyard.checkpoint.inspect import inspect
 from steelyard.checkpoint.inspection import Inspection, StorageInfo, TensorInfo
 from steelyard.checkpoint.load import LoadReport, load_check, load_inspected
 from steelyard.checkpoint.reasons import Reason, Verdict
-from steelyard.checkpoint.signature import Fit, Signature, fits, signature, signature_from_json
-from steelyard.checkpoint.verdict import Aspect, Judgement, judge
+from steelyard.checkpoint.signature import Fit, Signature, fits, signature, signature_from_json, signature_of
+from steelyard.checkpoint.verdict import Aspect, ByteProof, Judgement, judge
 
 __all__ = [
     "Aspect",
+    "ByteProof",
     "Certificate",
     "Fit",
     "Inspection",
@@ -35,5 +36,6 @@ __all__ = [
     "read_certificate",
     "signature",
     "signature_from_json",
+    "signature_of",
     "write_certificate",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from steelyard.checkpoint.inspection import Inspection
 from steelyard.checkpoint.load import LoadReport
 from steelyard.checkpoint.signature import signature
+from steelyard.disk import write_atomically
 from steelyard.errors import BadRecord, Missing, NotLoadable, Unreadable
 
 SUFFIX = ".steelyard.json"
@@ -49,11 +50,11 @@ def certificate_path(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def write_certificate(path: Path, inspection: Inspection, report: LoadReport, *, sha256: str) -> Path:
+def write_certificate(path: Path, inspection: Inspection, report: LoadReport, *, sha256: str, sign: Path | None = None) -> Path:
     """Write the certificate beside *path*, atomically and synced; return where.
 
-    *sha256* is the digest that the caller proved these bytes to have; it is not computed here.
-    :raises NotLoadable: when the report is not ok: only what was proven is certified.
+    *sha256* is the digest that the caller proved these bytes to have; it is not computed here. *sign* is an Ed25519 private key (PEM).
+    :raises NotLoadable: when the report is not ok: only what was proven is certified. :raises UsageError: when the key can't be used.
     """
     if report.verdict != "ok":
         raise NotLoadable(path=path, why=f"its load check says {report.verdict}", reason=report.verdict)
@@ -67,28 +68,22 @@ def write_certificate(path: Path, inspection: Inspection, report: LoadReport, *,
         torch_version=report.torch_version, device=report.device, seconds=round(report.seconds, 3), peak_rss_bytes=report.peak_rss_bytes,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
+    record: dict[str, Any] = asdict(certificate)
+    if sign is not None:
+        from steelyard.checkpoint import signing
+
+        record["signature"] = signing.sign(record, sign)
     target = certificate_path(path)
-    draft = target.with_name(target.name + ".new")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(asdict(certificate), file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_atomically(target, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
     return target
 
 
-def read_certificate(path: Path, *, deep: bool = False) -> Certificate | None:
+def read_certificate(path: Path, *, deep: bool = False, keys: Sequence[Path] = ()) -> Certificate | None:
     """The certificate of *path* if it has one that still holds, else None: size, mtime or inode differ, or the record is damaged.
 
     One stat and one small read. Whoever sets a file's times back after writing into it is not noticed; with *deep* the bytes are read and
-    their SHA-256 decides, whatever the times say.
-    :raises Missing: when *path* is not there.
+    their SHA-256 decides, whatever the times say. With *keys* (Ed25519 public keys, PEM) one of them must have signed it.
+    :raises Missing: when *path* is not there. :raises UsageError: when a key can't be read.
     """
     try:
         stat = path.stat()
@@ -97,7 +92,7 @@ def read_certificate(path: Path, *, deep: bool = False) -> Certificate | None:
     except OSError as error:
         raise Unreadable(path=path, why=error.strerror or str(error)) from error
     try:
-        found = parse_certificate(certificate_path(path))
+        found = parse_certificate(certificate_path(path), keys)
     except (Missing, BadRecord):
         return None
     if found.size_bytes != stat.st_size or found.file != path.name:
@@ -108,8 +103,8 @@ def read_certificate(path: Path, *, deep: bool = False) -> Certificate | None:
     return found if (found.mtime_ns, found.inode) == (stat.st_mtime_ns, stat.st_ino) else None
 
 
-def parse_certificate(path: Path) -> Certificate:
-    """:raises Missing, BadRecord: when there is none, or none of this format."""
+def parse_certificate(path: Path, keys: Sequence[Path] = ()) -> Certificate:
+    """:raises Missing, BadRecord: when there is none, none of this format, or none that one of *keys* signed."""
     try:
         with path.open("rb") as file:
             value: Any = json.loads(file.read(MAX_BYTES))
@@ -120,4 +115,8 @@ def parse_certificate(path: Path) -> Certificate:
     names = {field.name for field in fields(Certificate)}
     if not isinstance(value, dict) or value.get("version") != FORMAT or not names <= value.keys():
         raise BadRecord(path=path, why="it is no certificate of this format")
+    if keys:
+        from steelyard.checkpoint import signing
+
+        signing.check_signature(value, keys, path)
     return Certificate(**{name: value[name] for name in names})

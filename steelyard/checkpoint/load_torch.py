@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,17 @@ def load_weights(request: dict[str, Any]) -> Weights:
     if request["format"] == "torchscript":
         module = torch.jit.load(str(path), map_location="cpu")
         return [(name, tensor.detach()) for name, tensor in module.state_dict().items()]
-    stand_ins = [(_Inert, name) for name in request["allow"] if "." in name]
-    with torch.serialization.safe_globals(stand_ins):
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=request["mmap"] or None)
+    loaded = load_safely(path, request["allow"], device="cpu", mapped=bool(request["mmap"]))
     for key in request["weights_path"]:
         loaded = _step(loaded, key)
     return _named(loaded)
+
+
+def load_safely(path: Path, allowed: Iterable[str], *, device: str, mapped: bool) -> Any:
+    """torch.load by weights_only=True, always; each name of *allowed* is an inert stand-in."""
+    stand_ins = [(_Inert, name) for name in allowed if "." in name]
+    with torch.serialization.safe_globals(stand_ins):
+        return torch.load(path, map_location=device, weights_only=True, mmap=mapped or None)
 
 
 def _step(value: Any, key: str) -> Any:

@@ -36,6 +36,7 @@ ReasonCode = Literal[
     "zeros",
     "cut-off",
     "crc-mismatch",
+    "digest-mismatch",
     "pickle-broken",
     "header-broken",
     "storage-missing",

@@ -1,8 +1,8 @@
-"""One honest answer per file, aspect by aspect: container, trust, bytes, values, fit. The whole is never better than the worst that is known."""
+"""One honest answer per file, aspect by aspect: container, bytes, values, fit, trust. The whole is never better than the worst that is known."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,22 +11,32 @@ from steelyard.checkpoint.load import LoadReport
 from steelyard.checkpoint.reasons import Reason
 from steelyard.checkpoint.signature import Fit
 
-AspectName = Literal["container", "trust", "bytes", "values", "fit"]
+AspectName = Literal["container", "bytes", "values", "fit", "trust"]
 State = Literal["ok", "bad", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Aspect:
-    """One question and its answer; *code* is a reason code or says why it is unknown; *seconds* is what asking cost."""
+    """One question and its answer. *code* says what it rests on: a reason's code, a proof, or why it is unknown; *seconds* is what asking cost."""
 
     name: AspectName
     state: State
-    code: str = ""
+    code: str
     sentence: str = ""
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        return {"aspect": self.name, "state": self.state, "code": self.code, "sentence": self.sentence, "seconds": round(self.seconds, 3)}
+        return {"verdict": self.state, "reason": self.code, "sentence": self.sentence, "seconds": round(self.seconds, 4)}
+
+
+@dataclass(frozen=True, slots=True)
+class ByteProof:
+    """What is known of the bytes from outside the file: *code* names the proof (sha256, pieces, …) or what was wrong."""
+
+    state: State
+    code: str
+    sentence: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +50,39 @@ class Judgement:
         return "bad" if "bad" in states else "unknown" if "unknown" in states else "ok"
 
     def as_json(self) -> dict[str, Any]:
-        return {"whole": self.whole, "aspects": [aspect.as_json() for aspect in self.aspects]}
+        return {"whole": self.whole, "aspects": {aspect.name: aspect.as_json() for aspect in self.aspects}}
 
 
-def judge(inspection: Inspection, report: LoadReport | None = None, fit: Fit | None = None, *, digest_ok: bool | None = None) -> Judgement:
-    """Put together what is known. *digest_ok* is whether the bytes have the digest on record; None when nobody looked."""
-    return Judgement((_container(inspection), _trust(inspection), _bytes(report, digest_ok), _values(report), _fit(fit)))
+def judge(inspection: Inspection, report: LoadReport | None = None, fit: Fit | None = None, proof: ByteProof | None = None) -> Judgement:
+    """Put together what is known. *proof* is what a recorded digest says of the bytes; None when nobody looked."""
+    return Judgement((_container(inspection), _bytes(report, proof), _values(report), _fit(fit), _trust(inspection)))
+
+
+def told(judgement: Mapping[str, Any]) -> str:
+    """A judgement's JSON in one line: "container ok · bytes unknown (no-digest) · … → unknown"."""
+    parts = [f"{name} {one['verdict']} ({one['reason']}{_took(one['seconds'])})" for name, one in judgement["aspects"].items()]
+    return f"{' · '.join(parts)} → {judgement['whole']}"
+
+
+def _took(seconds: float) -> str:
+    return f", {seconds:.2f} s" if seconds >= 0.005 else ""
 
 
 def _container(inspection: Inspection) -> Aspect:
+    took = inspection.seconds
     bad = _first(inspection.reasons, ("broken", "hostile"))
     if bad is not None and bad.code != "dangerous-global":
-        return Aspect("container", "bad", bad.code, bad.message, inspection.seconds)
+        return Aspect("container", "bad", bad.code, bad.message, took)
     unsure = _first(inspection.reasons, ("unsupported",))
     if unsure is not None:
-        return Aspect("container", "unknown", unsure.code, unsure.message, inspection.seconds)
+        return Aspect("container", "unknown", unsure.code, unsure.message, took)
     inferred = next((reason for reason in inspection.reasons if reason.code == "headers-inferred"), None)
     if inferred is not None:
-        return Aspect("container", "unknown", inferred.code, inferred.message, inspection.seconds)
-    return Aspect("container", "ok", seconds=inspection.seconds)
+        return Aspect("container", "unknown", inferred.code, inferred.message, took)
+    odd = _first(inspection.reasons, ("suspect",))
+    if odd is not None:
+        return Aspect("container", "ok", odd.code, odd.message, took)
+    return Aspect("container", "ok", "whole", seconds=took)
 
 
 def _trust(inspection: Inspection) -> Aspect:
@@ -67,34 +91,48 @@ def _trust(inspection: Inspection) -> Aspect:
         return Aspect("trust", "bad", bad.code, bad.message)
     if inspection.verdict in ("broken", "unsupported"):
         return Aspect("trust", "unknown", inspection.codes[0], "it could not be read to the end")
-    return Aspect("trust", "ok")
+    allowed = next((reason for reason in inspection.reasons if reason.code == "allowed-global"), None)
+    if allowed is not None:
+        return Aspect("trust", "ok", allowed.code, allowed.message)
+    return Aspect("trust", "ok", "allowlist" if inspection.format.startswith("torch") else "no-code")
 
 
-def _bytes(report: LoadReport | None, digest_ok: bool | None) -> Aspect:
-    if digest_ok is not None:
-        return Aspect("bytes", "ok" if digest_ok else "bad", "" if digest_ok else "digest-mismatch")
-    crc = _coded(report, ("crc-mismatch", "bytes-differ", "cut-off"))
-    if crc is not None:
-        return Aspect("bytes", "bad", crc.code, crc.message)
+def _bytes(report: LoadReport | None, proof: ByteProof | None) -> Aspect:
+    wrong = _coded(report, ("crc-mismatch", "bytes-differ", "cut-off"))
+    if wrong is not None:
+        return Aspect("bytes", "bad", wrong.code, wrong.message, _phase(report, "scan"))
+    if proof is not None and proof.state != "unknown":
+        return Aspect("bytes", proof.state, proof.code, proof.sentence, proof.seconds)
     if report is not None and report.verdict == "ok" and report.crc_checked_bytes:
-        return Aspect("bytes", "ok", "crc32", "every storage has the zip's checksum")
-    return Aspect("bytes", "unknown", "no-digest", "no recorded digest was compared")
+        return Aspect("bytes", "ok", "crc32", "the tensors' bytes have the container's own checksums", _phase(report, "scan"))
+    if proof is not None:
+        return Aspect("bytes", "unknown", proof.code, proof.sentence, proof.seconds)
+    return Aspect("bytes", "unknown", "not-compared", "no recorded digest was compared")
 
 
 def _values(report: LoadReport | None) -> Aspect:
     if report is None:
         return Aspect("values", "unknown", "not-loaded", "it was not loaded")
-    if report.verdict == "ok" and report.finite:
-        return Aspect("values", "ok", seconds=report.seconds)
     first = report.reasons[0] if report.reasons else None
-    state: State = "bad" if report.verdict == "broken" else "unknown"
-    return Aspect("values", state, first.code if first else report.verdict, first.message if first else "", report.seconds)
+    if report.verdict == "ok" and report.finite:
+        zero = next((reason for reason in report.reasons if reason.code == "zero-tensors"), None)
+        return Aspect("values", "ok", zero.code if zero else "finite", zero.message if zero else "", report.seconds)
+    if report.finite is False or report.verdict == "broken":
+        blamed = _coded(report, ("values-not-finite", "load-failed", "tensors-differ", "child-died", "timeout"))
+        if blamed is not None:
+            return Aspect("values", "bad", blamed.code, blamed.message, report.seconds)
+    return Aspect("values", "unknown", first.code if first else report.verdict, first.message if first else "", report.seconds)
 
 
 def _fit(fit: Fit | None) -> Aspect:
     if fit is None:
         return Aspect("fit", "unknown", "no-signature", "no signature is recorded to compare with")
-    return Aspect("fit", {"fits": "ok", "does-not-fit": "bad", "unknown": "unknown"}[fit.verdict], fit.verdict, fit.sentence)  # type: ignore[arg-type]
+    state: dict[str, State] = {"fits": "ok", "does-not-fit": "bad", "unknown": "unknown"}
+    return Aspect("fit", state[fit.verdict], "not-read" if fit.verdict == "unknown" else fit.verdict, fit.sentence)
+
+
+def _phase(report: LoadReport | None, name: str) -> float:
+    return dict(report.phases).get(name, 0.0) if report is not None else 0.0
 
 
 def _first(reasons: Iterable[Reason], verdicts: tuple[str, ...]) -> Reason | None:

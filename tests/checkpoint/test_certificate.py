@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.checkpoint import LoadReport, certificate_path, inspect, judge, load_check, read_certificate, signature, write_certificate
+from steelyard.checkpoint import ByteProof, LoadReport, certificate_path, inspect, judge, load_check, read_certificate, signature, write_certificate
 from steelyard.checkpoint.reasons import Reason
 from steelyard.errors import Missing, NotLoadable
 from steelyard.source import LocalFile
 
 torch = pytest.importorskip("torch")
+PROVEN = ByteProof("ok", "sha256")
 
 
 @pytest.fixture
@@ -83,9 +84,9 @@ def test_the_whole_is_never_better_than_the_worst_that_is_known(certified: Path)
         found = inspect(source)
     assert judge(found).whole == "unknown"
     good = LoadReport("ok", (), finite=True, crc_checked_bytes=12)
-    assert {aspect.name: aspect.state for aspect in judge(found, good, digest_ok=True).aspects} == {
+    assert {aspect.name: aspect.state for aspect in judge(found, good, None, PROVEN).aspects} == {
         "container": "ok", "trust": "ok", "bytes": "ok", "values": "ok", "fit": "unknown",
     }  # fmt: skip
     bad = LoadReport("broken", (Reason("values-not-finite", "NaN"),), finite=False)
-    assert judge(found, bad, digest_ok=True).whole == "bad"
-    assert judge(found, good, digest_ok=False).whole == "bad"
+    assert judge(found, bad, None, PROVEN).whole == "bad"
+    assert judge(found, good, None, ByteProof("bad", "digest-mismatch")).whole == "bad"
