@@ -7,6 +7,7 @@ import logging
 
 from steelyard.errors import ConfigBroken
 from steelyard.lock import LockedModel
+from steelyard.scans import gate, scan_of
 from steelyard.site import Site
 
 log = logging.getLogger("steelyard")
@@ -16,14 +17,13 @@ def agree_on(site: Site, model: str) -> LockedModel:
     """What the lock holds of *model*; where it holds nothing, or lacks files that the config now asks for, ask the Hub and write it first.
 
     The commit of a locked model never changes here.
-    :raises ConfigBroken: when two models would write the same file. :raises OtherSide, UnsafeName:
+    :raises ConfigBroken: when two models would write the same file. :raises OtherSide, UnsafeName: :raises Untrusted: when the scan gate is shut.
     """
     locked = proposal(site, model)
+    gate(site, model, locked)
     if locked != site.locked_model(model):
         site.agree(model, locked)
         log.info("%s: agreed on %s at %s (%s)", model, locked.repo_id, locked.commit, site.lock_path.name)
-        if locked.scan == "unsafe":
-            log.warning("%s: the Hub's scan flags files of it as unsafe; steelyard inspect says what is in them", model)
     return locked
 
 
@@ -43,12 +43,14 @@ def proposal(site: Site, model: str) -> LockedModel:
     if held is not None:
         # What was agreed on stays as it was agreed on, whatever the Hub says of that commit today.
         files |= {file.path: file for file in held.files if file.path in files}
+    scan = scan_of(listing, files)
     locked = LockedModel(
         wanted.repo_id,
         held.revision if held else wanted.revision,
         held.commit if held else listing.commit,
         tuple(sorted(files.values(), key=lambda file: file.path)),
-        scan=listing.scan,
+        scan=scan.word,
+        flagged=tuple(sorted(scan.flagged.items())),
     )
     _check_no_overlap(site, model, locked)
     return locked

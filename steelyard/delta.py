@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steelyard.copies.hub import HubFile
 from steelyard.errors import OtherSide, Range, SteelyardError
 from steelyard.pieces import MIB, in_threads, merge_ranges, piece_ranges, piece_size
 from steelyard.source import ByteSource, LocalFile, read_at
@@ -45,7 +44,7 @@ class Reuse:
     crc32: int | None = None
 
 
-def seed_from_file(path: Path, new: HubFile, *, connections: int = 4) -> Callable[[Partial], Sequence[Range]]:
+def seed_from_file(path: Path, new: ByteSource, *, connections: int = 4) -> Callable[[Partial], Sequence[Range]]:
     """The seed for fetch(): fills a partial from the older version at *path*, when there is one and that saves something."""
 
     def seed(partial: Partial) -> Sequence[Range]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from steelyard.agree import agree_on
 from steelyard.clean import clean
 from steelyard.disk import device_of, gb
-from steelyard.errors import NoSpace, SteelyardError
+from steelyard.errors import NoSpace, NotLoadable, SteelyardError, Untrusted
 from steelyard.fetch import SMALL_BYTES
 from steelyard.held import look_at_held
 from steelyard.into_store import Action, Got, blob_of, fetch_file, fetch_small_files
 from steelyard.lock import LockedFile, LockedModel
+from steelyard.lookahead import NOTHING, Ahead, check_seen, look_ahead
 from steelyard.report import Report, Row
 from steelyard.sharing import share_views
 from steelyard.site import Site
@@ -23,7 +24,7 @@ from steelyard.staging import partial_paths, reserved_bytes
 from steelyard.steps import Run, run_here
 from steelyard.sweep import Swept, sweep
 
-__all__ = ["agree_on", "check_plan", "download", "fetch_file", "fetch_small_files", "look_at_held", "share_views"]
+__all__ = ["agree_on", "check_plan", "download", "fetch_file", "fetch_small_files", "look_ahead", "look_at_held", "share_views"]
 
 log = logging.getLogger("steelyard")
 
@@ -53,9 +54,18 @@ def _download_model(site: Site, model: str, report: Report, run: Run) -> None:
         if error.exit_code == 3:
             report.rows += [_row(site, model, locked, file.path, "refused", file=file, exit_code=3) for file in todo]
         raise
+    ahead = run(look_ahead, site, model, locked, todo)
+    failed = False
+    for file in list(todo):
+        try:
+            check_seen(site, model, file, ahead.get(file.path, NOTHING).seen, fetched=False)
+        except Untrusted as error:
+            failed = True
+            _keep(report, error)
+            todo.remove(file)
+            report.rows.append(_row(site, model, locked, file.path, "refused", file=file, ahead=ahead[file.path], exit_code=1))
     got: dict[str, Got] = {path: Got(entry, "unchanged" if path in known else "adopted") for path, entry in held.items()}
     small = [file for file in todo if file.size_bytes <= SMALL_BYTES]
-    failed = False
     if small:
         try:
             got |= {one.entry.path: one for one in run(fetch_small_files, site, model, locked, small)}
@@ -65,10 +75,12 @@ def _download_model(site: Site, model: str, report: Report, run: Run) -> None:
     for file in todo:
         if file.size_bytes > SMALL_BYTES:
             try:
-                got[file.path] = run(fetch_file, site, model, locked, file)
+                got[file.path] = run(fetch_file, site, model, locked, file, ahead.get(file.path, NOTHING))
             except SteelyardError as error:
                 failed = True
                 _keep(report, error)
+                if isinstance(error, Untrusted | NotLoadable):
+                    report.rows.append(_row(site, model, locked, file.path, "refused", file=file, ahead=ahead.get(file.path), exit_code=1))
                 if isinstance(error, NoSpace):
                     break  # what comes after it will not fit either
     if got:
@@ -79,7 +91,7 @@ def _download_model(site: Site, model: str, report: Report, run: Run) -> None:
             # The store is whole; what the hub cache lacks is said, and made good by the next run.
             failed = True
             _keep(report, error)
-    report.rows += [_row(site, model, locked, path, got[path].action, got=got[path]) for path in sorted(got)]
+    report.rows += [_row(site, model, locked, path, got[path].action, got=got[path], ahead=ahead.get(path)) for path in sorted(got)]
     fetched = sum(one.bytes_fetched for one in got.values())
     seconds = round(time.monotonic() - began, 3)
     site.history.event("download", model, "store", "failed" if failed else "ok", commit=locked.commit, bytes=fetched, seconds=seconds)
@@ -101,6 +113,7 @@ def _row(
     *,
     got: Got | None = None,
     file: LockedFile | None = None,
+    ahead: Ahead | None = None,
     exit_code: int = 0,
 ) -> Row:
     facts: dict[str, object] = {"action": action, "commit": locked.commit, "repo_id": locked.repo_id}
@@ -113,7 +126,10 @@ def _row(
         if got.retries:
             facts["retries"] = got.retries
     elif file is not None:
-        facts |= {"sha256": file.sha256 or None, "size_bytes": file.size_bytes, "bytes_fetched": 0}
+        facts |= {"sha256": file.sha256 or None, "size_bytes": file.size_bytes, "bytes_fetched": ahead.bytes_fetched if ahead else 0}
+    seen = (got.seen if got else None) or (ahead.seen if ahead else None)
+    if seen is not None:
+        facts |= seen.as_json()
     return Row(model, path, "store", str(site.store.path_of_model(model, path)), facts, exit_code)
 
 

@@ -16,7 +16,8 @@
     │   ├── Unproven                  no recorded digest to judge by
     │   ├── BadRecord                 a manifest or lock that fails its own digest
     │   ├── TooFewCopies              fewer whole copies on separate devices than min_copies asks for
-    │   └── NotLoadable               the checkpoint is broken, untrusted, too big or unsupported
+    │   ├── NotLoadable               the checkpoint is broken, untrusted, too big or unsupported
+    │   └── Untrusted                 it would run code, or the Hub's scan flags it; nothing was published
     ├── Refused                   3   refused before starting; nothing was changed
     │   ├── NoSpace                   too little room for the plan
     │   ├── MountAbsent               the drive is not mounted, or not the right one
@@ -187,6 +188,12 @@ class NotLoadable(NotWhole):
 
     code = "not-loadable"
     reason: str = ""
+
+
+class Untrusted(NotWhole):
+    """{path} is not taken: {why}"""
+
+    code = "untrusted"
 
 
 class Refused(SteelyardError):

@@ -36,6 +36,9 @@ class Listing:
     commit: str
     files: tuple[LockedFile, ...]
     scan: str = ""
+    """Of the whole repo: safe, unsafe, queued; empty where the Hub says nothing."""
+    flagged: tuple[tuple[str, str], ...] = ()
+    """(path, level) of the files that the Hub's scan has something to say against."""
     license: str = ""
 
     def matching(self, patterns: Sequence[str] | None) -> tuple[LockedFile, ...]:
@@ -99,7 +102,8 @@ class Hub:
             hint = "without a published digest nothing could be proven; use an endpoint that gives them"
             raise BadAnswer(who=self.endpoint, why=f"it publishes no digest for some files of {repo_id}", hint=hint)
         card = getattr(info, "card_data", None)
-        return Listing(str(info.id or repo_id), revision, commit, known, _scan_summary(info), str(getattr(card, "license", "") or ""))
+        word, flagged = _scan_summary(info)
+        return Listing(str(info.id or repo_id), revision, commit, known, word, flagged, str(getattr(card, "license", "") or ""))
 
     def ask(self, repo_id: str, call: Callable[[], T], tries: int = 4) -> T:
         """Make one API call; weather is waited out, at most as long as [hub] patience says; everything else is raised as ours."""
@@ -136,14 +140,15 @@ def _locked_file(path: str, size: int | None, sha256: str, blob_id: str | None) 
     return LockedFile(path, size, sha256=sha256) if sha256 else LockedFile(path, size, git_sha1=str(blob_id))
 
 
-def _scan_summary(info: Any) -> str:
-    """What the Hub's scan says of the repo in one word: safe, unsafe, queued; empty when it says nothing."""
+def _scan_summary(info: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """What the Hub's scan says of the repo in one word (safe, unsafe, queued; empty when it says nothing), and what of which file."""
     status = getattr(info, "security_repo_status", None)
     if not isinstance(status, dict):
-        return ""
-    if status.get("filesWithIssues"):
-        return "unsafe"
-    return "safe" if status.get("scansDone") else "queued"
+        return "", ()
+    issues = [one if isinstance(one, dict) else {"path": one} for one in status.get("filesWithIssues") or ()]
+    if issues:
+        return "unsafe", tuple((str(one.get("path") or ""), str(one.get("level") or "unsafe")) for one in issues)
+    return ("safe" if status.get("scansDone") else "queued"), ()
 
 
 @contextmanager

@@ -11,16 +11,18 @@ from steelyard.fetch import SMALL_BYTES, fetch_small
 from steelyard.held import proven
 from steelyard.into_store import Action, Got, blob_of, fetched_from_hub
 from steelyard.lock import LockedFile
+from steelyard.lookahead import Ahead
 from steelyard.manifest import FileEntry
 from steelyard.names import confine
 from steelyard.plans import UpdatePlan
+from steelyard.signatures import expected
 from steelyard.site import Site
 from steelyard.source import LocalFile
 from steelyard.staging import partial_paths
 from steelyard.watch import current_watch
 
 
-def fetch_incoming(site: Site, plan: UpdatePlan, file: LockedFile, incoming: Path) -> Got:
+def fetch_incoming(site: Site, plan: UpdatePlan, file: LockedFile, incoming: Path, ahead: Ahead) -> Got:
     """One changed file of the new revision, proven by the Hub's digest, into *incoming*. What a killed update brought is kept, and what the held
     file (or one of another name with these bytes, or the hub cache) has in common with it is not fetched.
     """
@@ -34,7 +36,7 @@ def fetch_incoming(site: Site, plan: UpdatePlan, file: LockedFile, incoming: Pat
             content, digests, retries = fetch_small(lines, file, patience_s=site.config.hub.patience)
             write_atomically(final, content)
             return Got(FileEntry.of(file.path, digests, file.etag), "downloaded", len(content), retries=retries)
-        fetched = fetched_from_hub(site, file, _likest(site, plan, file), lines)
+        fetched = fetched_from_hub(site, file, _likest(site, plan, file), lines, ahead)
     finally:
         for line in lines:
             line.close()
@@ -61,17 +63,19 @@ def _likest(site: Site, plan: UpdatePlan, file: LockedFile) -> Path:
     return site.store.path_of_model(plan.model, same)
 
 
-def load_incoming(site: Site, model: str, path: Path) -> LoadReport:
-    """Does the new file load, before it is switched to."""
-    allowed = frozenset(site.config.models[model].allow_globals)
+def load_incoming(site: Site, model: str, path: Path, sha256: str) -> LoadReport:
+    """Does the new file, which has *sha256*, load, before it is switched to."""
+    allowed = site.config.models[model].allowed(sha256)
     return load_check(path, "cpu", stop=current_watch().stop, allow_globals=allowed)
 
 
 def compare_incoming(site: Site, plan: UpdatePlan, name: str, path: Path) -> Fit:
-    """Would a strict loader of the held version take the new file: names and shapes, from both headers."""
-    allowed = frozenset(site.config.models[plan.model].allow_globals)
+    """Would the user's program, or a strict loader of the held version, take the new file: names and shapes, from both headers."""
+    settings = site.config.models[plan.model]
+    was, now = (one.sha256 if (one := side.get(name)) else "" for side in (plan.old, plan.new))
     try:
         with LocalFile(site.store.path_of_model(plan.model, name)) as old, LocalFile(path) as new:
-            return fits(signature(inspect(old, allow_globals=allowed)), inspect(new, allow_globals=allowed))
+            wanted = expected(site, plan.model, name) or signature(inspect(old, allow_globals=settings.allowed(was)))
+            return fits(wanted, inspect(new, allow_globals=settings.allowed(now)))
     except SteelyardError as error:
         return Fit("unknown", sentence=f"the two can't be compared: {error.message}")

@@ -14,18 +14,19 @@ from steelyard.copies.base import Finding, ProvenReader, Rotten
 from steelyard.copies.folder import stat_of
 from steelyard.copies.hub import HubFile
 from steelyard.disk import errors_of, fsync_folder, publish, write_atomically
-from steelyard.errors import OtherSide, SteelyardError, Stopped, WrongType
+from steelyard.errors import OtherSide, Range, SteelyardError, Stopped, WrongType
 from steelyard.fetch import Fetched, fetch, fetch_small
 from steelyard.held import proven
 from steelyard.line import Line
 from steelyard.lock import LockedFile, LockedModel
+from steelyard.lookahead import Ahead, Remembering, Seen, check_arrived, check_content
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.nearest import Nearest
 from steelyard.quarantine import set_aside
 from steelyard.second import SecondCopy, second_copy
 from steelyard.site import Site
 from steelyard.source import ByteSource, LocalFile
-from steelyard.staging import partial_paths
+from steelyard.staging import Partial, partial_paths
 from steelyard.watch import current_watch
 
 log = logging.getLogger("steelyard")
@@ -49,10 +50,16 @@ class Got:
     sources: tuple[str, ...] = ()
     """The copies that the bytes came from, where they did not come from the Hub alone."""
     cached: bool = False
+    seen: Seen | None = None
+    """What its header tells, looked at before it got its name; None where it was not looked at, or is no weights file."""
 
 
-def fetch_file(site: Site, model: str, locked: LockedModel, file: LockedFile) -> Got:
-    """One large file into the store: from local bytes that prove right where there are any, the rest from the Hub; published once proven."""
+def fetch_file(site: Site, model: str, locked: LockedModel, file: LockedFile, ahead: Ahead) -> Got:
+    """One large file into the store: from local bytes that prove right where there are any, the rest from the Hub; published once proven.
+
+    What looking *ahead* brought is not fetched again.
+    :raises Untrusted, NotLoadable: when what its header tells, or its load check, forbids its name; it stays in staging. Errors of fetch() else.
+    """
     manifest = site.manifest(model, locked.commit)
     path = site.store.path_of_model(model, file.path)
     with ExitStack() as stack:
@@ -75,17 +82,18 @@ def fetch_file(site: Site, model: str, locked: LockedModel, file: LockedFile) ->
         blob = blob_of(site, locked, file)
         if (second := second_copy(site, file, blob)) is not None:
             stack.enter_context(second)
-        fetched = fetched_from_hub(site, file, path, lines, second)
+        fetched = fetched_from_hub(site, file, path, lines, ahead, second)
+        partial, journal = partial_paths(site.store.ours / "staging", file.path, file.etag)
+        seen = check_arrived(site, model, file, partial, fetched.entry.sha256)
         # The manifest comes first: from the moment the file has its name, verify can judge it by piece.
         site.store.seal(site.manifest(model, locked.commit).with_file(fetched.entry))
-        partial, journal = partial_paths(site.store.ours / "staging", file.path, file.etag)
         _make_way(site, path, fetched.entry)
         publish(partial, path)
         journal.unlink(missing_ok=True)
         _record_proof(site, model, locked.commit, {fetched.entry.path: path}, "sha256 on arrival")
         action: Action = "resumed" if fetched.resumed else "downloaded"
         cached = second is not None and _publish_second(site, model, locked, fetched.entry, second, blob)
-        return Got(fetched.entry, action, fetched.bytes_fetched, fetched.bytes_reused, fetched.retries, cached=cached)
+        return Got(fetched.entry, action, fetched.bytes_fetched, fetched.bytes_reused, fetched.retries, cached=cached, seen=seen)
 
 
 def _publish_second(site: Site, model: str, locked: LockedModel, entry: FileEntry, second: SecondCopy, blob: Path) -> bool:
@@ -107,7 +115,9 @@ def blob_of(site: Site, locked: LockedModel, file: LockedFile) -> Path:
     return site.hub_cache.repo_folder(locked.repo_id) / "blobs" / file.etag
 
 
-def fetched_from_hub(site: Site, file: LockedFile, old: Path, lines: Sequence[Line], second: SecondCopy | None = None) -> Fetched:
+def fetched_from_hub(
+    site: Site, file: LockedFile, old: Path, lines: Sequence[Line], ahead: Ahead, second: SecondCopy | None = None
+) -> Fetched:
     """Bring *file* into staging, with what an older version at *old* has in common with it, by the Hub's own client where only that can."""
     from steelyard.delta import seed_from_file
     from steelyard.xet import fetch_by_library, only_by_library
@@ -115,6 +125,13 @@ def fetched_from_hub(site: Site, file: LockedFile, old: Path, lines: Sequence[Li
     settings, ours = site.config.hub, site.store.ours
     # What may be saved is not worth waiting for: in bad weather the fetch itself does that.
     hub = HubFile(lambda: lines, file, patience_s=min(settings.patience, 5.0))
+    from_older = seed_from_file(old, Remembering(hub, ahead.kept), connections=settings.connections)
+
+    def seed(partial: Partial) -> Sequence[Range]:
+        seeded = from_older(partial)
+        ahead.put(partial, second)
+        return seeded
+
     try:
         fetched = fetch(
             lines,
@@ -123,7 +140,7 @@ def fetched_from_hub(site: Site, file: LockedFile, old: Path, lines: Sequence[Li
             ours / "quarantine",
             connections=settings.connections,
             patience_s=settings.patience,
-            seed=seed_from_file(old, hub, connections=settings.connections),
+            seed=seed,
             second=second,
         )
     except OtherSide as error:
@@ -133,7 +150,8 @@ def fetched_from_hub(site: Site, file: LockedFile, old: Path, lines: Sequence[Li
         if second is not None:
             second.give_up()
         return fetch_by_library(lines[0], file, ours / "staging", patience_s=settings.patience)
-    return Fetched(fetched.entry, fetched.bytes_fetched + hub.bytes_fetched, fetched.resumed, fetched.retries, fetched.bytes_reused)
+    came = fetched.bytes_fetched + hub.bytes_fetched + ahead.bytes_fetched
+    return Fetched(fetched.entry, came, fetched.resumed, fetched.retries, fetched.bytes_reused)
 
 
 def _from_pieces(
@@ -203,12 +221,13 @@ def fetch_small_files(site: Site, model: str, locked: LockedModel, files: Sequen
         else:
             content, digests, retries = fetch_small(lines, file, patience_s=site.config.hub.patience)
             entry, fetched = FileEntry.of(file.path, digests, file.etag), len(content)
+        seen = check_content(site, model, file, content, entry.sha256)
         _make_way(site, path, entry)
         with errors_of(path):
             write_atomically(path, content, fsync_parent=False)
         job.retries += retries
         watch.advance(job, len(content))
-        return Got(entry, "downloaded" if fetched or not content else "adopted", fetched, retries=retries, sources=sources)
+        return Got(entry, "downloaded" if fetched or not content else "adopted", fetched, retries=retries, sources=sources, seen=seen)
 
     try:
         with watch.job(f"download {len(files)} small files", total) as job, ThreadPoolExecutor(SMALL_AT_ONCE) as executor:

@@ -42,7 +42,9 @@ class LockedModel:
     files: tuple[LockedFile, ...]
     locked_at: str = field(default_factory=utc_now)
     scan: str = ""
-    """What the Hub's own security scan said when this was locked: safe, unsafe, queued… or empty when it said nothing."""
+    """What the Hub's own security scan said of these files when this was locked: safe, unsafe, queued… or empty when it said nothing."""
+    flagged: tuple[tuple[str, str], ...] = ()
+    """(path, level) of those that it had something to say against."""
 
     @property
     def size_bytes(self) -> int:
@@ -59,6 +61,8 @@ class LockedModel:
         record = {"repo_id": self.repo_id, "revision": self.revision, "commit": self.commit, "locked_at": self.locked_at, "files": files}
         if self.scan:
             record["scan"] = self.scan
+        if self.flagged:
+            record["flagged"] = dict(sorted(self.flagged))
         return {**record, "digest": record_digest(record)}
 
 
@@ -111,7 +115,8 @@ def locked_from_record(item: Mapping[str, Any], where: Path, name: str = "the mo
     check_names((file.path for file in files), where)
     if not all(file.etag for file in files):
         raise ValueError("a file without digest")
-    return LockedModel(item["repo_id"], item["revision"], item["commit"], files, item["locked_at"], str(item.get("scan", "")))
+    flagged = tuple((str(path), str(level)) for path, level in sorted(item.get("flagged", {}).items()))
+    return LockedModel(item["repo_id"], item["revision"], item["commit"], files, item["locked_at"], str(item.get("scan", "")), flagged)
 
 
 def write_lock(path: Path, lock: Lock) -> None:

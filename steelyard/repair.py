@@ -14,6 +14,7 @@ from steelyard.errors import Archived, BadRecord, Missing, Refused, SteelyardErr
 from steelyard.into_store import fetch_file
 from steelyard.localise import lost_tensors
 from steelyard.lock import LockedModel
+from steelyard.lookahead import NOTHING
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.mending import RunningSha
 from steelyard.pieces import MIB, merge_ranges
@@ -116,7 +117,7 @@ def _rebuild_manifest(
         return
     for file in wrong:
         with report.collecting():
-            got = run(fetch_file, site, model, locked, file)
+            got = run(fetch_file, site, model, locked, file, NOTHING)
             facts = {
                 "action": "repaired",
                 "bytes_moved": got.bytes_fetched,

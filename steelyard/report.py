@@ -95,7 +95,7 @@ class Report:
 
 _NEVER_SHOWN = {"verdict", "action", "why", "bad_ranges", "reasons", "skipped", "note"}
 _COLUMNS = {
-    "download": ("size_bytes", "bytes_fetched", "sources"),
+    "download": ("size_bytes", "bytes_fetched", "sources", "trust"),
     "adopt": ("action", "size_bytes"),
     "backup": ("bytes_written",),
     "restore": ("bytes_written",),
@@ -155,7 +155,7 @@ def cell(key: str, value: Any) -> str:
 
 
 def _remark(row: Row) -> str:
-    parts = [str(row.facts.get("why") or "")]
+    parts = [str(row.facts.get("why") or row.facts.get("warning") or "")]
     ranges = row.facts.get("bad_ranges") or ()
     if ranges:
         shown = ", ".join(f"{start:,}–{end:,}" for start, end in list(ranges)[:3])

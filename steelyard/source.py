@@ -38,6 +38,26 @@ def read_at(source: ByteSource, offset: int, length: int) -> bytes:
     return bytes(buffer[:got])
 
 
+class BytesFile:
+    """A file that is in memory whole."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name = name
+        self._data = memoryview(data)
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._data)
+
+    def readinto(self, offset: int, buffer: memoryview) -> int:
+        part = self._data[offset : offset + len(buffer)]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class LocalFile:
     """A regular file, read by preadv: an unreadable sector is an error here, where mmap would die by SIGBUS.
 

@@ -15,11 +15,13 @@ from steelyard.errors import Missing, NotLoadable, SteelyardError, UsageError
 from steelyard.incoming import arrived, compare_incoming, fetch_incoming, load_incoming
 from steelyard.loading import weights_files
 from steelyard.lock import LockedModel
+from steelyard.lookahead import NOTHING, check_seen, look_ahead
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import confine
 from steelyard.plans import UpdatePlan, hold_to_plan, read_digest, taken_already
 from steelyard.report import Report, Row
 from steelyard.restore import Folder
+from steelyard.scans import gate, scan_of
 from steelyard.sharing import ready_cache
 from steelyard.site import Site
 from steelyard.steps import Run, run_here
@@ -81,7 +83,10 @@ def _apply(site: Site, plan: UpdatePlan, report: Report, run: Run, only_drop_in:
     incoming = make_folder(site.store.ours / "incoming" / model / new.commit)
     # Both views of the new version must fit beside those of the old one, before the first byte.
     run(check_plan, site, model, new, [file for file in plan.changed if not arrived(incoming, file)])
-    got = [run(fetch_incoming, site, plan, file, incoming) for file in plan.changed]
+    ahead = run(look_ahead, site, model, new, [file for file in plan.changed if not arrived(incoming, file)])
+    for file in plan.changed:
+        check_seen(site, model, file, ahead.get(file.path, NOTHING).seen, fetched=False)
+    got = [run(fetch_incoming, site, plan, file, incoming, ahead.get(file.path, NOTHING)) for file in plan.changed]
     manifest = _new_manifest(site, plan, [one.entry for one in got])
     fit = _try_out(site, plan, manifest, incoming, run, only_drop_in)
     left = run(switch_to, site, plan, manifest, incoming)
@@ -104,7 +109,7 @@ def _try_out(site: Site, plan: UpdatePlan, manifest: Manifest, incoming: Path, r
         if entry.path not in changed:
             continue
         path = confine(incoming, entry.path)
-        loaded = run(load_incoming, site, plan.model, path)
+        loaded = run(load_incoming, site, plan.model, path, entry.sha256)
         if loaded.verdict not in {"ok", "unsupported"}:
             raise _not_taken(plan, entry.path, loaded.verdict, loaded.verdict, path)
         if plan.old.get(entry.path) is None:
@@ -179,7 +184,7 @@ def rollback(site: Site, model: str, *, run: Run = run_here) -> Report:
 
 
 def plan_update(site: Site, model: str, to: str | None) -> UpdatePlan:
-    """Ask the Hub what *to* is now. :raises Missing: when nothing is held yet."""
+    """Ask the Hub what *to* is now. :raises Missing: when nothing is held yet. :raises Untrusted: when the scan gate is shut."""
     old = site.locked_model(model)
     if old is None:
         raise Missing(path=model, hint=f"nothing is held of it; run: steelyard download {model}")
@@ -189,7 +194,10 @@ def plan_update(site: Site, model: str, to: str | None) -> UpdatePlan:
     if held is not None:
         return UpdatePlan(model, old, held)
     listing = site.hub.listing(wanted.repo_id, revision)
-    new = LockedModel(wanted.repo_id, revision, listing.commit, tuple(listing.matching(wanted.files)), scan=listing.scan)
+    files = listing.matching(wanted.files)
+    scan = scan_of(listing, [file.path for file in files])
+    new = LockedModel(wanted.repo_id, revision, listing.commit, files, scan=scan.word, flagged=tuple(sorted(scan.flagged.items())))
+    gate(site, model, new)
     return UpdatePlan(model, old, new)
 
 

@@ -14,6 +14,7 @@ from steelyard.notes import Told, write_note
 from steelyard.plans import UpdatePlan, write_plan
 from steelyard.policy import against_taking
 from steelyard.report import Report, Row
+from steelyard.scans import newly_flagged, scan_now, scan_of, sentence
 from steelyard.site import Site
 from steelyard.steps import Run, run_here
 from steelyard.upstream import Between, between, moved, wanted_upstream, words_changed
@@ -62,9 +63,11 @@ def check_model(site: Site, model: str, locked: LockedModel, known: dict[tuple[s
         return _not_told(site, model, locked, facts, error, known)
     facts["upstream_commit"] = listing.commit
     facts["renamed_to"] = listing.repo_id if listing.repo_id != locked.repo_id else None
-    facts |= {"scan": listing.scan, "scan_was": locked.scan}
     upstream = wanted_upstream(listing, site.config.models[model].files, locked)
     held = {file.path: file for file in locked.files}
+    scan, held_scan = scan_of(listing, upstream), scan_now(site.hub, locked, listing)
+    flagged = newly_flagged(locked, held_scan, scan)
+    facts |= {"scan": scan.word, "scan_held": held_scan.word, "scan_was": locked.scan, "flagged": flagged}
     changed = sorted(path for path in held.keys() | upstream.keys() if _etag(held.get(path)) != _etag(upstream.get(path)))
     facts["changed_files"] = changed
     facts["removed_files"] = [path for path in changed if path not in upstream]
@@ -78,8 +81,8 @@ def check_model(site: Site, model: str, locked: LockedModel, known: dict[tuple[s
         why = f"{since.why}; {why}" if since.why else why
     elif is_commit(locked.revision):
         why = _beyond(site, locked, held, known)
-    if listing.scan == "unsafe" and locked.scan != "unsafe":
-        verdict, why = "scan-flagged", f"the Hub's scan calls it unsafe now; {why or 'our files are unchanged'}"
+    if flagged:
+        verdict, why = "scan-flagged", f"{sentence(flagged)} now; {why or 'our files are unchanged'}"
     if facts["renamed_to"]:
         why = f"the repo is called {facts['renamed_to']} now, put that into the config{f'; {why}' if why else ''}"
     facts |= {"verdict": verdict, "why": why}
@@ -106,7 +109,7 @@ def _meaning(
         "renamed_files": moved(locked, listing, facts["removed_files"]),
     }
     new = LockedModel(
-        locked.repo_id, locked.revision, listing.commit, tuple(sorted(upstream.values(), key=lambda one: one.path)), scan=listing.scan
+        locked.repo_id, locked.revision, listing.commit, tuple(sorted(upstream.values(), key=lambda one: one.path)), scan=str(facts["scan"])
     )
     if new.files:
         plan = UpdatePlan(model, locked, new)

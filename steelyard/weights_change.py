@@ -18,6 +18,7 @@ from steelyard.line import Line
 from steelyard.loading import WEIGHTS
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import Manifest
+from steelyard.signatures import expected
 from steelyard.site import Site
 
 log = logging.getLogger("steelyard")
@@ -101,7 +102,7 @@ def _compare(
     try:
         with ExitStack() as stack:
             old = {path: _held(site, model, locked, path, stack) for path in before}
-            new = {path: _remote(site, locked.repo_id, commit, upstream[path], stack) for path in after}
+            new = {path: _remote(site, model, locked.repo_id, commit, upstream[path], stack) for path in after}
             one, other = _together(list(old.values())), _together(list(new.values()))
             difference = compare(one, other)
     except (SteelyardError, ValueError) as error:
@@ -125,7 +126,8 @@ def _compare(
     if one.weights_key != other.weights_key:
         found.sentences.append(f"the weights lay under {one.weights_key or 'no key'} and lie under {other.weights_key or 'no key'} now")
         return False
-    fit = fits(signature(one), other)
+    said = expected(site, model, before[0]) if len(before) == 1 else None
+    fit = fits(said or signature(one), other)
     if fit.sentence:
         found.sentences.append(f"{name}: {fit.sentence}")
     return fit.compatible
@@ -161,15 +163,16 @@ def _held(site: Site, model: str, locked: LockedModel, path: str, stack: ExitSta
         try:
             source = site.store.open(manifest, entry)
         except SteelyardError:
-            return _remote(site, locked.repo_id, locked.commit, file, stack)
+            return _remote(site, model, locked.repo_id, locked.commit, file, stack)
         stack.callback(source.close)
         if source.size_bytes == entry.size_bytes:
-            return inspect(source)
-    return _remote(site, locked.repo_id, locked.commit, file, stack)
+            return inspect(source, allow_globals=site.config.models[model].allowed(entry.sha256))
+    return _remote(site, model, locked.repo_id, locked.commit, file, stack)
 
 
-def _remote(site: Site, repo_id: str, commit: str, file: LockedFile, stack: ExitStack) -> Inspection:
+def _remote(site: Site, model: str, repo_id: str, commit: str, file: LockedFile, stack: ExitStack) -> Inspection:
     settings = site.config.hub
     line = Line(site.hub.endpoint, repo_id, commit, timeout_s=settings.timeout, connections=1)
     stack.callback(line.close)
-    return inspect(HubFile(lambda: [line], file, patience_s=settings.patience))
+    allowed = site.config.models[model].allowed(file.sha256)
+    return inspect(HubFile(lambda: [line], file, patience_s=settings.patience), allow_globals=allowed)

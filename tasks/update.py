@@ -10,10 +10,10 @@ twin(hold_to_plan, "hold to the plan", lambda site, plan, approved: f"hold {plan
 twin(
     fetch_incoming,
     "fetch a new file",
-    lambda site, plan, file, incoming: f"fetch {plan.model} · {file.path} at {plan.new.commit[:8]}",
+    lambda site, plan, file, incoming, ahead: f"fetch {plan.model} · {file.path} at {plan.new.commit[:8]}",
     "update",
 )
-twin(load_incoming, "load a new file", lambda site, model, path: f"load {model} · {path.name}", "update")
+twin(load_incoming, "load a new file", lambda site, model, path, sha256: f"load {model} · {path.name}", "update")
 twin(compare_incoming, "compare with what is held", lambda site, plan, name, path: f"compare {plan.model} · {name}", "update")
 twin(switch_to, "switch", lambda site, plan, manifest, incoming: f"switch {plan.model} to {plan.new.commit[:8]}", "update")
 twin(switch_back, "switch back", lambda site, model, held, current: f"switch {model} back to {held.commit[:8]}", "update")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steelyard.checkpoint.reasons import NotWeights
-from steelyard.source import ByteSource, LocalFile, read_at
+from steelyard.source import BytesFile, ByteSource, LocalFile, read_at
 
 HEAD_BYTES = 256 * 1024
 TAIL_BYTES = 256 * 1024
@@ -22,7 +22,7 @@ class RangeReader:
     def __init__(self, source: ByteSource) -> None:
         self._source = source
         self.size_bytes = source.size_bytes
-        self.is_local = isinstance(source, LocalFile)
+        self.is_local = isinstance(source, LocalFile | BytesFile)
         self.requests = 0
         self.bytes_read = 0
         self._kept: list[tuple[int, bytes]] = []

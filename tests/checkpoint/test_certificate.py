@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.checkpoint import ByteProof, LoadReport, certificate_path, inspect, judge, load_check, read_certificate, signature, write_certificate
+from steelyard.checkpoint import (
+    ByteProof,
+    LoadReport,
+    certificate_path,
+    inspect,
+    judge,
+    load_check,
+    read_certificate,
+    signature,
+    write_certificate,
+)
 from steelyard.checkpoint.reasons import Reason
 from steelyard.errors import Missing, NotLoadable
 from steelyard.source import LocalFile

@@ -280,6 +280,8 @@ def test_progress_tells_percent_rate_and_what_is_left(hub: LoopbackHub, site: Si
 
 def test_a_row_tells_what_contract_names(hub: LoopbackHub, site: Site) -> None:
     row = got(site, run(site))
+    assert (row.pop("trust"), row.pop("warnings")) == ("unsupported", ["unknown-format"])
+    assert row.pop("warning") and row.pop("looked")["bytes_read"] < MIB
     assert row | {"path": ""} == {
         "model": "m",
         "file": FILE,
