@@ -144,7 +144,7 @@ def show_report(report: Report) -> None:
             console = Console(width=max(100, console.measure(table, options=console.options.update(width=10_000)).maximum), highlight=False)
         console.print(table)
     for line in remarks(report):
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
     console.print(Text(summary(report), style="bold"))
     if note := report.extra.get("note"):
         console.print(str(note))
