@@ -143,7 +143,7 @@ class ModelConfig(Part):
         return frozenset(held.get(sha256, ()) if isinstance(held, dict) else held)
 
 
-class CertificateConfig(_Part):
+class CertificateConfig(Part):
     sign_with: AbsolutePath | None = None
     """An Ed25519 private key (PEM) that `load` signs certificates with; its password, if it has one, in STEELYARD_KEY_PASSWORD."""
     trusted_keys: tuple[AbsolutePath, ...] = ()
