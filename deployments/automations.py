@@ -18,34 +18,73 @@ from prefect.events.actions import ActionTypes, ChangeFlowRunState, DoNothing, S
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-ZOMBIE_AFTER = timedelta(seconds=540)
-"""Three heartbeats of 180 s missed."""
-OURS = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.steelyard"}
+LEAVES_PENDING = ENDS | {f"prefect.flow-run.{state}" for state in ("Running", "Cancelling", "Scheduled", "AwaitingRetry", "Late")}
+MISSED_BEATS = 3
+PENDING_BEATS = 5
+_Labels = dict[str, str | list[str]]
+OURS: _Labels = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.steelyard"}
+OF_A_DEPLOYMENT: _Labels = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
+EVERY_RUN: _Labels = {"prefect.resource.id": "prefect.flow-run.*"}
 
 
-def automations(notify: SendNotification | None = None) -> Iterator[AutomationCore]:
-    """All of them. *notify* is who hears of what needs a person."""
+def beat_s() -> int:
+    """Seconds between two heartbeats of a run, as its environment has them."""
+    return int(os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY") or 180)
+
+
+def automations(notify: SendNotification | None = None, *, fleet: bool = False) -> Iterator[AutomationCore]:
+    """All of them. *notify* is who hears of what needs a person; *fleet*: other machines can take up what one has left."""
     yield AutomationCore(
         name="steelyard: a run that stopped beating has crashed",
         description="A run whose machine died or lost power never says so. Three missed heartbeats end it, and its slot is free again.",
         trigger=EventTrigger(
             after={HEARTBEAT},
             expect={HEARTBEAT, *ENDS},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match=EVERY_RUN,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=ZOMBIE_AFTER,
+            within=timedelta(seconds=MISSED_BEATS * beat_s()),
         ),
         actions=[
             ChangeFlowRunState(
                 name="Crashed",
                 state=StateType.CRASHED,
                 force=False,
-                message="No heartbeat for nine minutes: its machine or process is gone.",
+                message=f"No heartbeat for {MISSED_BEATS * beat_s() / 60:g} minutes: its machine or process is gone.",
             )
         ],
     )
+    yield AutomationCore(
+        name="steelyard: a run that never began is offered again",
+        description="A worker that dies between taking a run and starting it leaves it pending, and its slot taken. Another one may have it.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.Pending"},
+            expect=LEAVES_PENDING,
+            match=EVERY_RUN,
+            match_related=[OF_A_DEPLOYMENT],
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=PENDING_BEATS * beat_s()),
+        ),
+        actions=[_again(f"The worker that took it never started it, for {PENDING_BEATS * beat_s() / 60:g} minutes.")],
+    )
+    if fleet:
+        yield AutomationCore(
+            name="steelyard: a run that crashed is taken up once more",
+            description="Its machine or process is gone; another worker of the pool goes on from what is on disk. Once: a second crash is told.",
+            trigger=EventTrigger(
+                expect={"prefect.flow-run.Crashed"},
+                match={**EVERY_RUN, "prefect.run-count": ["0", "1"]},
+                match_related=[OURS, OF_A_DEPLOYMENT],
+                for_each={"prefect.resource.id"},
+                posture=Posture.Reactive,
+                threshold=1,
+                within=timedelta(0),
+            ),
+            actions=[_again("It crashed, and is taken up once more.")],
+        )
     for name, what, events in (
         (
             "steelyard: a run failed",
@@ -64,8 +103,8 @@ def automations(notify: SendNotification | None = None) -> Iterator[AutomationCo
             description=what,
             trigger=EventTrigger(
                 expect=events,
-                match={"prefect.resource.id": "prefect.flow-run.*"},
-                match_related=OURS,  # type: ignore[arg-type]
+                match=EVERY_RUN,
+                match_related=OURS,
                 posture=Posture.Reactive,
                 threshold=1,
                 within=timedelta(0),
@@ -95,6 +134,11 @@ def automations(notify: SendNotification | None = None) -> Iterator[AutomationCo
         )
 
 
+def _again(message: str) -> ChangeFlowRunState:
+    # Two workers that then both run it are kept apart by the lock on disk.
+    return ChangeFlowRunState(name="AwaitingRetry", state=StateType.SCHEDULED, force=False, message=message)
+
+
 def _tell(notify: SendNotification | None) -> list[ActionTypes]:
     return [notify or DoNothing()]
 
@@ -116,10 +160,10 @@ def notification(client: SyncPrefectClient) -> SendNotification | None:
     )
 
 
-def apply_automations(client: SyncPrefectClient) -> list[str]:
+def apply_automations(client: SyncPrefectClient, *, fleet: bool = False) -> list[str]:
     """Make or update each by its name and return the names. Those that a user switched off in the UI stay off; doubles go."""
     names = []
-    for wanted in automations(notification(client)):
+    for wanted in automations(notification(client), fleet=fleet):
         held = client.read_automations_by_name(wanted.name)
         if held:
             client.update_automation(held[0].id, wanted.model_copy(update={"enabled": held[0].enabled}))

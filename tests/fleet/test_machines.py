@@ -1,0 +1,168 @@
+"""Out of one machine: PostgreSQL, Redis, two servers and three workers as real processes; and what each part refuses to start without."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.fleet import for_pool, main, server_environment, shared_settings, worker_environment
+from steelyard.errors import Refused, UsageError
+from tests.fleet.proof import prove
+from tests.fleet.room import ROOT, what_is_missing
+
+WHY_NOT = what_is_missing()
+ENOUGH = {"PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://p:w@db/prefect", "STEELYARD_REDIS_URL": "redis://r:6379/0"}
+
+
+@pytest.mark.prefect
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+def test_nothing_is_lost_and_nothing_is_done_twice_while_workers_are_killed(tmp_path: Path) -> None:
+    lines: list[str] = []
+    proof = prove(tmp_path, runs=14, kills=3, kill_a_server=False, seed=1, say=lines.append, within_s=420)
+    sys.stderr.write("\n".join([*lines, json.dumps(proof.as_json())]))
+    proof.check()
+
+
+# --- settings
+
+
+def test_servers_share_all_that_one_keeps_in_memory() -> None:
+    found = server_environment("127.0.0.1", 4200, ENOUGH)
+    assert {name: found[name] for name in shared_settings("x")} == shared_settings("redis://r:6379/0")
+    assert found["PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"] == "true"
+    assert found["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+def test_what_prefect_calls_these_settings_exists() -> None:
+    """A misspelt variable would be passed over without a word: two servers would then each keep their own events."""
+    code = (
+        "import json, sys\nfrom prefect.settings import get_current_settings as now\ns = now().server\n"
+        "print(json.dumps([s.events.messaging_broker, s.events.messaging_cache, s.events.causal_ordering, s.concurrency.lease_storage,"
+        "s.worker_channel.cleanup_queue_storage, s.docket.url, s.database.connection_url.get_secret_value(),"
+        "sorted(s.services.db_vacuum.enabled_vacuum_types), s.analytics_enabled]))"
+    )
+    environment = {**server_environment("127.0.0.1", 4200, ENOUGH), "PREFECT_HOME": "/nonexistent", "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [
+        "prefect_redis.messaging",
+        "prefect_redis.messaging",
+        "prefect_redis.ordering",
+        "prefect_redis.lease_storage",
+        "prefect_redis.cleanup_queue",
+        "redis://r:6379/0",
+        ENOUGH["PREFECT_API_DATABASE_CONNECTION_URL"],
+        ["events", "flow_runs", "orphans"],
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"PREFECT_API_DATABASE_CONNECTION_URL": ""}, "PostgreSQL"),
+        ({"PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///x.db"}, "PostgreSQL"),
+        ({"STEELYARD_REDIS_URL": ""}, "Redis"),
+        ({"STEELYARD_REDIS_URL": "http://r"}, "Redis"),
+    ],
+    ids=str,
+)
+def test_a_server_that_would_be_alone_does_not_start(changed: dict[str, str], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        server_environment("127.0.0.1", 4200, {**ENOUGH, **changed})
+
+
+def test_an_address_that_others_reach_needs_a_password() -> None:
+    with pytest.raises(Refused, match="no password"):
+        server_environment("0.0.0.0", 4200, ENOUGH)
+    found = server_environment("0.0.0.0", 4200, {**ENOUGH, "PREFECT_SERVER_API_AUTH_STRING": "a:b"})
+    assert found["PREFECT_API_AUTH_STRING"] == "a:b"
+
+
+def test_a_worker_is_told_where_the_servers_are() -> None:
+    with pytest.raises(UsageError, match="PREFECT_API_URL"):
+        worker_environment({})
+    found = worker_environment({"PREFECT_API_URL": "http://box:4200/api"})
+    assert found["PREFECT_API_URL"] == "http://box:4200/api"
+    assert "PREFECT_SERVER_API_PORT" not in found
+
+
+def test_no_password_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["environment"]) == 0
+    assert "PREFECT_REDIS_MESSAGING_URL=$STEELYARD_REDIS_URL" in capsys.readouterr().out
+
+
+def test_wrong_use_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_DATABASE_CONNECTION_URL", raising=False)
+    assert main(["server"]) == 2
+    assert "names none" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["apply", "--pool", "No such name"])
+
+
+# --- one prefect.yaml
+
+
+def declared() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def test_each_machine_has_deployments_of_its_own_from_the_same_file() -> None:
+    ours, theirs = for_pool(declared(), "steelyard"), for_pool(declared(), "steelyard-atlas")
+    assert [one["name"] for one in ours["deployments"]] == [one["name"] for one in declared()["deployments"]]
+    assert "nightly-atlas" in [one["name"] for one in theirs["deployments"]]
+    assert {one["work_pool"]["name"] for one in theirs["deployments"]} == {"steelyard-atlas"}
+    assert all("pool:steelyard-atlas" in one["tags"] and "steelyard" in one["tags"] for one in theirs["deployments"])
+    assert [one.get("schedules") for one in theirs["deployments"]] == [one.get("schedules") for one in declared()["deployments"]]
+    assert for_pool(declared(), "steelyard", 4)["deployments"][0]["concurrency_limit"]["limit"] == 4
+    assert theirs["pull"] == declared()["pull"]
+
+
+# --- Kubernetes and the container
+
+
+def template() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((ROOT / "deployments" / "kubernetes-job.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_every_variable_of_the_job_template_is_declared_and_used() -> None:
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template()["job_configuration"])))
+    properties = template()["variables"]["properties"]
+    assert used == set(properties)
+    assert all(one["description"] and one["title"] for one in properties.values())
+
+
+def test_the_job_runs_with_few_rights_and_no_secret_stands_in_it() -> None:
+    pod = template()["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    (container,) = pod["containers"]
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert "secretRef" in container["envFrom"][0]
+    assert pod["terminationGracePeriodSeconds"] >= 60, "a run that is told to end needs time to leave a state it can go on from"
+    assert container["volumeMounts"][1]["mountPath"] in template()["variables"]["properties"]["env"]["default"]["STEELYARD_CONFIG"]
+
+
+def test_prefect_accepts_the_job_template() -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    made = WorkPoolCreate(name="steelyard-k8s", type="kubernetes", base_job_template=template())
+    assert made.base_job_template["variables"]["required"] == ["store_claim"]
+
+
+def test_the_container_file_installs_what_the_project_pins() -> None:
+    text = (ROOT / "deployments" / "Containerfile").read_text(encoding="utf-8")
+    assert "-c constraints.txt" in text
+    assert re.search(r"^USER 1000", text, re.MULTILINE), "the job template says runAsNonRoot"
+    assert "STEELYARD_HOME=/opt/steelyard" in text
+    for name in re.findall(r"^COPY ([^-].*) \S+$", text, re.MULTILINE):
+        assert all((ROOT / one).exists() for one in name.split()), name
