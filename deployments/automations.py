@@ -21,6 +21,8 @@ ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancel
 LEAVES_PENDING = ENDS | {f"prefect.flow-run.{state}" for state in ("Running", "Cancelling", "Scheduled", "AwaitingRetry", "Late")}
 MISSED_BEATS = 3
 PENDING_BEATS = 5
+TAKEN_UP_AGAIN = ["0", "1", "2"]
+"""How often a run had begun when it crashed. A server that dies as it answers may have counted one start twice."""
 _Labels = dict[str, str | list[str]]
 OURS: _Labels = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.steelyard"}
 OF_A_DEPLOYMENT: _Labels = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
@@ -72,18 +74,18 @@ def automations(notify: SendNotification | None = None, *, fleet: bool = False) 
     )
     if fleet:
         yield AutomationCore(
-            name="steelyard: a run that crashed is taken up once more",
-            description="Its machine or process is gone; another worker of the pool goes on from what is on disk. Once: a second crash is told.",
+            name="steelyard: a run that crashed is taken up again",
+            description="Its machine or process is gone; another worker of the pool goes on from what is on disk. Twice at most: then it is told.",
             trigger=EventTrigger(
                 expect={"prefect.flow-run.Crashed"},
-                match={**EVERY_RUN, "prefect.run-count": ["0", "1"]},
+                match={**EVERY_RUN, "prefect.run-count": TAKEN_UP_AGAIN},
                 match_related=[OURS, OF_A_DEPLOYMENT],
                 for_each={"prefect.resource.id"},
                 posture=Posture.Reactive,
                 threshold=1,
                 within=timedelta(0),
             ),
-            actions=[_again("It crashed, and is taken up once more.")],
+            actions=[_again("It crashed, and is taken up again.")],
         )
     for name, what, events in (
         (

@@ -57,6 +57,52 @@ def test_a_run_from_the_form_takes_its_parameters(api: Api, held: PrefectWorld) 
     assert [path.name for path in held.usb.rglob(FILE)] == [FILE]
 
 
+def test_an_automation_starts_a_run_when_an_event_is_heard(api: Api, held: PrefectWorld) -> None:
+    """Corruption that a verify by hand finds: the automation asks what repair would do."""
+    deployment = api.deployment("repair-models/on-demand")
+    made = api.ask(
+        "/automations/",
+        {
+            "name": f"try repair {held.home.name}",
+            "trigger": {
+                "type": "event",
+                "posture": "Reactive",
+                "expect": ["steelyard.found.corrupt"],
+                "match": {"prefect.resource.id": "steelyard.model.*"},
+                "threshold": 1,
+                "within": 0,
+            },
+            "actions": [
+                {
+                    "type": "run-deployment",
+                    "source": "selected",
+                    "deployment_id": deployment["id"],
+                    "parameters": {"options": {"config": str(held.config), "dry_run": True}},
+                }
+            ],
+        },
+    )
+    try:
+        held.flip(held.weights, 100)
+        began = datetime.now(UTC)
+        assert held.run("verify").code == 1
+
+        def ended() -> object:
+            query = {
+                "deployments": {"id": {"any_": [deployment["id"]]}},
+                "flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}, "end_time": {"after_": began.isoformat()}},
+            }
+            return [run for run in api.ask("/flow_runs/filter", query) if run["created_by"]["type"] == "AUTOMATION"]
+
+        run = until(ended, 60, "the run that the automation asked for")[0]
+    finally:
+        delete(api, f"/automations/{made['id']}")
+    assert run["created_by"]["display_value"] == f"try repair {held.home.name}"
+    assert run["state_name"] == "Completed", run["state"]["message"]
+    assert "would-repair" in str(api.artifacts(run["id"])["repair-models"]["data"])
+    assert held.run("verify", "--here").code == 1, "it was only priced"
+
+
 def test_a_failed_run_on_a_worker_says_why_and_shows_no_traceback(api: Api, held: PrefectWorld) -> None:
     held.flip(held.weights, 100)
     ident = api.start("verify-models/weekly", config=str(held.config), copy_name="store")
