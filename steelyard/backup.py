@@ -18,6 +18,7 @@ from steelyard.copies.folder import FolderCopy
 from steelyard.copies.mount import MountReplica
 from steelyard.errors import Corrupt, Missing, MountAbsent, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
+from steelyard.parity import lacks_parity, make_parity
 from steelyard.pieces import MIB, in_threads
 from steelyard.protection import check_copies, skipped, tell_of_the_shelf, warn_of_weakness
 from steelyard.report import Report, Row
@@ -173,12 +174,16 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
             carried.append(Carried(entry.path, "unchanged"))
         else:
             carried.append(Carried(entry.path, "refused", error=rotten(site, manifest, entry, finding.bad_ranges, replica.name, finding)))
+    protected: list[Carried] = []
     try:
         for batch in batches(plan.todo):
             carried += run(copy_files, site, replica.name, manifest, batch)
         whole = all(one.error is None for one in carried)
         if whole and not plan.settled:
             run(seal_snapshot, site, replica.name, manifest)
+        if whole and lacks_parity(replica, manifest):
+            with report.collecting():
+                protected = run(make_parity, site, replica.name, manifest, "store")
     except SteelyardError as error:
         if error.exit_code == 130:
             raise
@@ -196,6 +201,9 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
         facts["drive"] = replica.drive.ident()
     site.history.event("backup", model, replica.name, "ok" if whole else "failed", **facts)
     _tell(report, replica, manifest, carried)
+    for one in protected:
+        facts = {"action": one.action, "bytes_written": one.bytes_written, "commit": manifest.commit, "role": "parity"}
+        report.rows.append(Row(model, one.path, replica.name, replica.where(manifest, one.path), facts))
 
 
 def _tell(report: Report, replica: Copy, manifest: Manifest, carried: Sequence[Carried]) -> None:

@@ -17,7 +17,7 @@ from steelyard.config_s3 import S3Config
 from steelyard.errors import ConfigBroken, ConfigMissing, UnknownModel, UnsafeName
 from steelyard.money import Prices
 from steelyard.names import OURS, check_name
-from steelyard.units import AbsolutePath, Duration, Part, Size, parse_duration, parse_size
+from steelyard.units import AbsolutePath, Duration, Part, Percent, Size, parse_duration, parse_size
 
 __all__ = ["Config", "HubConfig", "MountConfig", "S3Config", "config_path", "load_config", "parse_duration", "parse_size"]
 
@@ -161,7 +161,9 @@ class MountConfig(Part):
     keep_weekly: Annotated[int, Field(ge=0)] = 0
     keep_monthly: Annotated[int, Field(ge=0)] = 0
     max_age: Duration | None = None
-    """Longest time since the last good backup before an absent drive is called overdue."""
+    """Longest time since the last good backup before an absent drive is called overdue; of each drive, where several take turns."""
+    parity: Percent | None = None
+    """Parity beside each snapshot (par2), so that the drive can heal itself alone: "5%" mends up to that share of a file."""
 
     @model_validator(mode="after")
     def _mounted_where(self) -> Self:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from steelyard.carry import Carried
 from steelyard.copies.base import Copy, Finding, Look, ProvenReader, Rotten, piece_holds
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.judging import is_cached
@@ -17,6 +18,7 @@ from steelyard.lock import LockedModel
 from steelyard.lookahead import NOTHING
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.mending import RunningSha
+from steelyard.parity import held_parity, make_parity, parity_source, unusable, wanted_percent
 from steelyard.pieces import MIB, merge_ranges
 from steelyard.report import Report, Row
 from steelyard.restore import candidates, known_manifest
@@ -71,10 +73,10 @@ def _repair_model(site: Site, model: str, name: str, dry_run: bool, report: Repo
     locked = site.locked_model(model)
     where = site.copies[name]
     others = _readable(site, name)
-    if locked is None:
+    if locked is None and not (name in site.replicas and where.commits(model)):
         raise Missing(path=model, hint=f"never downloaded; run: steelyard download {model}")
     for commit in _commits(where, model, name, locked):
-        if commit == locked.commit and name == "store":
+        if locked is not None and commit == locked.commit and name == "store":
             _rebuild_manifest(site, model, locked, others, dry_run, report, run)
         manifest, trusted = known_manifest(site, model, commit, locked, {**others, **({name: where} if name in site.replicas else {})})
         if not trusted and not dry_run and name == "store":
@@ -95,11 +97,42 @@ def _repair_model(site: Site, model: str, name: str, dry_run: bool, report: Repo
         if dry_run:
             continue
         _records(site, where, name, manifest, mended)
+        _repair_parity(site, where, manifest, report, run)
 
 
-def _commits(where: Copy, model: str, name: str, locked: LockedModel) -> list[str]:
+def _repair_parity(site: Site, where: Copy, manifest: Manifest, report: Report, run: Run) -> None:
+    """Parity that is missing or bad is made anew, from the replica's own files, once those are whole."""
+    problem = unusable(where, manifest)
+    held = held_parity(where, manifest) if problem is None else None
+    if problem is None and held is None:
+        return
+    found = run(judge_files, site, where.name, held, held.files, Look(depth="deep")) if held is not None else {}
+    bad = {path: finding for path, finding in found.items() if not finding.ok}
+    made: dict[str, Carried] = {}
+    if (problem is not None or bad) and wanted_percent(where) is not None:
+        if any(row.exit_code for row in report.rows if row.copy == where.name and row.model == manifest.model):
+            log.warning("%s: the parity of %s is bad, and so are its files: it can't be made anew", where.name, manifest.model)
+        else:
+            with report.collecting():
+                made = {one.path: one for one in run(make_parity, site, where.name, manifest, where.name)}
+    for path in sorted({*found, *made}):
+        finding = bad.get(path)
+        action = "repaired" if path in made else "beyond-repair" if finding is not None else "nothing-to-do"
+        facts = {
+            "action": action,
+            "bytes_moved": made[path].bytes_written if path in made else 0,
+            "sources": [where.name] if path in made else [],
+            "commit": manifest.commit,
+            "role": "parity",
+            "found": finding.verdict if finding is not None else problem.verdict if problem is not None else "ok",
+        }
+        report.rows.append(Row(manifest.model, path, where.name, where.where(manifest, path), facts, 1 if action == "beyond-repair" else 0))
+
+
+def _commits(where: Copy, model: str, name: str, locked: LockedModel | None) -> list[str]:
     """Which snapshots of the copy are mended: all that a replica has, the locked one else."""
-    return (where.commits(model) or [locked.commit]) if name not in {"store", "hub-cache"} else [locked.commit]
+    agreed = [locked.commit] if locked is not None else []
+    return (where.commits(model) or agreed) if name not in {"store", "hub-cache"} else agreed
 
 
 def _rebuild_manifest(
@@ -205,7 +238,11 @@ def mend_file(
 ) -> Row:
     """Step: mend one file of one copy. beyond-repair (exit 1) when a bad piece is good nowhere; the file is then as it was."""
     where = site.copies[name]
-    sources = candidates(site, manifest, entry, others, hub=True)
+    sources: dict[str, ByteSource] = candidates(site, manifest, entry, others, hub=True)
+    # Last: it needs no other copy, but reads the whole file and computes, where a range of the Hub is one request.
+    parity = None if dry_run else parity_source(site, [name, *others], manifest, entry)
+    if parity is not None:
+        sources["parity"] = parity
     reader = ProvenReader(entry, sources, pieces_are_trusted=trusted)
     try:
         if dry_run:
@@ -219,9 +256,10 @@ def mend_file(
         moved = where.mend(manifest, entry, finding, reader, *more)
     except Rotten as rotten:
         for error in rotten.errors:
-            if error.transient or isinstance(error, Archived):
+            # With parity everything that is here was tried; a Hub that is away may still have the rest.
+            if isinstance(error, Archived) or (error.transient and parity is None):
                 raise error from rotten
-        return _beyond(where, manifest, entry, finding, reader)
+        return _beyond(where, manifest, entry, finding, reader, next((error for error in rotten.errors if error.transient), None))
     finally:
         reader.close()
     used = sorted((one for one in reader.used_bytes if one != name), key=lambda one: -reader.used_bytes[one])
@@ -234,7 +272,9 @@ def mend_file(
     return _row(where, manifest, entry, "repaired", moved, used, finding)
 
 
-def _beyond(where: Copy, manifest: Manifest, entry: FileEntry, finding: Finding, reader: ProvenReader) -> Row:
+def _beyond(
+    where: Copy, manifest: Manifest, entry: FileEntry, finding: Finding, reader: ProvenReader, weather: SteelyardError | None = None
+) -> Row:
     """No copy has some piece: which bytes are lost, and which tensors they belong to."""
     local = {name: source for name, source in reader.candidates.items() if name != "hub"}
     lost = merge_ranges(
@@ -243,9 +283,10 @@ def _beyond(where: Copy, manifest: Manifest, entry: FileEntry, finding: Finding,
         if any(where_[0] < hi and lo < where_[1] for lo, hi in finding.bad_ranges)
         and not any(_holds(one, entry, index) for one in local.values())
     )
-    row = _row(
-        where, manifest, entry, "beyond-repair", 0, (), finding, 1, f"{len(lost)} ranges are good in none of {', '.join(reader.candidates)}"
-    )
+    why = f"{len(lost)} range{'s are' if len(lost) != 1 else ' is'} good in none of {', '.join(reader.candidates)}"
+    if weather is not None:
+        why += f"; the Hub was not asked: {weather.message}"
+    row = _row(where, manifest, entry, "beyond-repair", 0, (), finding, 1, why)
     tensors: list[str] = []
     with contextlib.suppress(SteelyardError), contextlib.closing(where.open(manifest, entry)) as source:
         tensors = lost_tensors(source, lost)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steelyard.config import parse_duration, parse_size
-from steelyard.copies.base import Look
+from steelyard.copies.base import Copy, Look
 from steelyard.disk import gb
-from steelyard.errors import SteelyardError, UsageError
+from steelyard.errors import BadRecord, SteelyardError, UsageError
 from steelyard.manifest import FileEntry, Manifest
+from steelyard.parity import held_parity
 from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.steps import Run, run_here
@@ -114,10 +115,18 @@ def find_due(site: Site, models: Sequence[str]) -> list[Due]:
                 except SteelyardError as error:
                     log.warning("%s · %s: %s", name, model, error)
                     continue
-                for entry in manifest.files:
-                    last = site.history.latest(name, model, commit, entry.path)
-                    found.append(Due(last.at if last else "", name, manifest, entry))
+                proofs = site.history.latest_of(name, model, commit)
+                for held in (manifest, _parity_of(copy, manifest)):
+                    found += [Due(last.at if (last := proofs.get(one.path)) else "", name, held, one) for one in held.files] if held else []
     return sorted(found, key=lambda due: due.at)
+
+
+def _parity_of(copy: Copy, manifest: Manifest) -> Manifest | None:
+    try:
+        return held_parity(copy, manifest)
+    except BadRecord as error:
+        log.warning("%s: %s", copy.name, error.message)
+        return None
 
 
 def on_battery() -> bool:

@@ -32,6 +32,16 @@ def parse_duration(text: object) -> object:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2][0]]
 
 
+def parse_percent(text: object) -> object:
+    """ "5%" or 5 -> 5.0. :raises ValueError:"""
+    if isinstance(text, bool) or not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", text)
+    if not match:
+        raise ValueError(f'{text!r} is not a share; write it as "5%"')
+    return float(match[1])
+
+
 def _absolute(text: object) -> object:
     if isinstance(text, str | Path):
         path = Path(text).expanduser()
@@ -59,6 +69,7 @@ def parse_rate(text: object) -> object:
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+Percent = Annotated[float, BeforeValidator(parse_percent), Field(ge=0.1, le=100)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 Rate = Annotated[int, BeforeValidator(parse_rate), Field(gt=0)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from steelyard.batches import batches
 from steelyard.copies.base import Copy, Finding, Look
@@ -12,7 +13,9 @@ from steelyard.errors import BadRecord, Missing, OtherSide, Refused, SteelyardEr
 from steelyard.localise import suspect_ranges
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
+from steelyard.parity import held_parity, unusable
 from steelyard.pieces import digest_source
+from steelyard.records import MANIFEST, PARITY
 from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.source import LocalFile
@@ -56,6 +59,9 @@ def verify(site: Site, models: Sequence[str] = (), *, copy: str = "store", look:
 def judge_model(site: Site, model: str, copy: str, look: Look, run: Run) -> list[Row]:
     """Rows for one model in one copy: every locked file, and on a replica every older snapshot too."""
     locked = site.locked_model(model)
+    if locked is None and copy in site.replicas and site.copies[copy].commits(model):
+        log.warning("no lock vouches for %s: %s is judged by its own records", model, copy)
+        return _judge_replica(site, model, None, site.copies[copy], look, run)
     if locked is None:
         hint = f"never downloaded; run: steelyard download {model}"
         return [
@@ -96,7 +102,7 @@ def finish_switch(site: Site, model: str) -> None:
             return
 
 
-def _judge_replica(site: Site, model: str, locked: LockedModel, copy: Copy, look: Look, run: Run) -> list[Row]:
+def _judge_replica(site: Site, model: str, locked: LockedModel | None, copy: Copy, look: Look, run: Run) -> list[Row]:
     rows: list[Row] = []
     commits = copy.commits(model)
     for commit in commits:
@@ -107,8 +113,9 @@ def _judge_replica(site: Site, model: str, locked: LockedModel, copy: Copy, look
             rows.append(Row(model, "manifest.json", copy.name, str(error.facts["path"]), facts, 1))
             manifest = site.manifest(model, commit)
         if manifest is not None:
-            rows += _judge_snapshot(site, copy, manifest, locked if commit == locked.commit else None, look, run)
-    if locked.commit not in commits:
+            rows += _judge_snapshot(site, copy, manifest, locked if locked and commit == locked.commit else None, look, run)
+            rows += _judge_parity(site, copy, manifest, look, run)
+    if locked is not None and locked.commit not in commits:
         manifest = site.manifest(model, locked.commit)
         verdict = "stale" if commits else "missing"
         why = f"it holds {commits[-1][:8]}, {locked.commit[:8]} is current" if commits else "never backed up there"
@@ -131,6 +138,17 @@ def _judge_snapshot(site: Site, copy: Copy, manifest: Manifest, locked: LockedMo
         Row(manifest.model, path, copy.name, "", {"verdict": "stray", "why": "nothing records it"}, 0) for path in copy.strays(manifest)
     ]
     return rows
+
+
+def _judge_parity(site: Site, copy: Copy, manifest: Manifest, look: Look, run: Run) -> list[Row]:
+    """The parity beside a snapshot is judged like its files; where the config asks for some and there is none, it is missing."""
+    if (problem := unusable(copy, manifest)) is not None:
+        facts = {"verdict": problem.verdict, "why": problem.why, "commit": manifest.commit, "role": "parity", "bad_ranges": []}
+        return [Row(manifest.model, f"{PARITY}/{MANIFEST}", copy.name, copy.where(manifest, f"{PARITY}/{MANIFEST}"), facts, 1)]
+    held = held_parity(copy, manifest)
+    found = run(judge_files, site, copy.name, held, held.files, look) if held is not None else {}
+    rows = [finding_row(copy, held, path, finding, held.commit) for path, finding in found.items()] if held is not None else []
+    return [replace(row, facts={**row.facts, "role": "parity"}) for row in rows]
 
 
 def finding_row(copy: Copy, manifest: Manifest, path: str, finding: Finding, commit: str) -> Row:

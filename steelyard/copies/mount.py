@@ -22,7 +22,7 @@ from steelyard.errors import BadRecord, Refused
 from steelyard.hub import is_commit
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import OURS, confine
-from steelyard.records import MANIFEST, is_record, record_names, records
+from steelyard.records import MANIFEST, PARITY, is_record, record_names, records
 from steelyard.staging import sweep_journals
 from steelyard.store import files_not_in
 
@@ -111,7 +111,7 @@ class MountReplica(FolderCopy):
         line = f"cp -r {shlex.quote(str(folder))} /where/you/want/it"
         with self.held() as root:
             manifest = self._with_what_is_there(manifest)
-            for name, data in records(manifest, line, "/where/you/want/it").items():
+            for name, data in records(manifest, line, "/where/you/want/it", self._parity_files(manifest)).items():
                 path = below(root, self.root, folder / name)
                 with errors_of(path):
                     if not path.is_file() or path.read_bytes() != data:
@@ -145,6 +145,39 @@ class MountReplica(FolderCopy):
             return found | {f"/{name}": stat_of((folder / name).lstat()) for name in record_names(manifest).values()} if found else {}
         except OSError:
             return {}
+
+    # --- parity beside a snapshot: files like any other, with a record of their own
+
+    def parity(self, model: str, commit: str) -> Manifest | None:
+        """What is recorded of a snapshot's parity; None where it has none. :raises BadRecord:"""
+        path = self.folder_of(model, commit) / PARITY / MANIFEST
+        try:
+            held = Manifest.parse(path.read_bytes(), path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise BadRecord(path=str(path), why=error.strerror or "it can't be read") from error
+        if (held.model, held.commit) != (model, commit) or any(not entry.path.startswith(f"{PARITY}/") for entry in held.files):
+            raise BadRecord(path=str(path), why="it is of another snapshot")
+        return held
+
+    def seal_parity(self, held: Manifest) -> None:
+        """Publish the record of a snapshot's parity, once its files are there."""
+        path = self.folder_of(held.model, held.commit) / PARITY / MANIFEST
+        with self.held() as root:
+            write_atomically(below(root, self.root, path), held.dump())
+        self._older.clear()
+
+    def has_all(self, manifest: Manifest, entries: Sequence[FileEntry]) -> bool:
+        """Whether each of *entries* is there as a regular file of its size."""
+        return bool(FolderCopy.stats(self, manifest, entries))
+
+    def _parity_files(self, manifest: Manifest) -> list[str]:
+        try:
+            held = self.parity(manifest.model, manifest.commit)
+        except BadRecord:
+            return []
+        return [entry.path for entry in held.files if ".vol" not in entry.path] if held is not None else []
 
     # --- what older snapshots have already
 
@@ -183,6 +216,8 @@ class MountReplica(FolderCopy):
                     held = self.manifest(manifest.model, commit) if commit != manifest.commit else None
                     if held is not None:
                         index |= {(one.sha256, one.size_bytes): (held, one) for one in held.files}
+                        if (parity := self.parity(manifest.model, commit)) is not None:
+                            index |= {(one.sha256, one.size_bytes): (parity, one) for one in parity.files}
             self._older[key] = index
         found = self._older[key].get((entry.sha256, entry.size_bytes))
         return [found] if found else []
@@ -190,7 +225,12 @@ class MountReplica(FolderCopy):
     def strays(self, manifest: Manifest) -> list[str]:
         folder = self.folder_of(manifest.model, manifest.commit)
         known = {entry.path for entry in manifest.files}
-        return [path for path in files_not_in(folder, known) if not is_record(path)]
+        try:
+            held = self.parity(manifest.model, manifest.commit)
+            ours = {f"{PARITY}/{MANIFEST}", *(entry.path for entry in held.files)} if held is not None else set[str]()
+        except BadRecord:
+            ours = {path for path in files_not_in(folder, known) if path.startswith(f"{PARITY}/") and path.endswith((".par2", MANIFEST))}
+        return [path for path in files_not_in(folder, known | ours) if not is_record(path)]
 
 
 def _link(old: Path, new: Path) -> str:
