@@ -1,24 +1,51 @@
 """Automations as code: applied by name, as often as you like. Without a notification block they show in the UI's event feed only.
 
-    STEELYARD_NOTIFY="slack-webhook/keepers" steelyard up
+    STEELYARD_NOTIFY="slack-webhook/keepers, webhook/ops" steelyard up
 
-names a notification block that was made in the UI (or by `prefect block create`); what needs a person is then sent there.
+names blocks that were made in the UI (or by `prefect block create`), as type/name: any notification block (slack-webhook, ms-teams-webhook,
+sendgrid-email, custom-webhook …), or a webhook block, which is called with a JSON body. What needs a person is then sent to each of them.
+The same thing is told once: the flows send an event for it once (steelyard/news.py), and the automations hear of nothing else.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from prefect.automations import AutomationCore, EventTrigger, Posture
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ActionTypes, ChangeFlowRunState, DoNothing, SendNotification
+from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState, DoNothing, SendNotification
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 LEAVES_PENDING = ENDS | {f"prefect.flow-run.{state}" for state in ("Running", "Cancelling", "Scheduled", "AwaitingRetry", "Late")}
+RUN_FAILED = "steelyard.run.failed"
+TOLD = {
+    RUN_FAILED: "Something was refused, unreachable or went wrong that no other event tells of: the run's message says what.",
+    "steelyard.verify.failed": "A copy has bytes that are not what was recorded, or lacks a file: see what repair would do.",
+    "steelyard.load.failed": "Weights that are held do not load.",
+    "steelyard.drill.failed": "A model could not be brought back from a replica and loaded.",
+    "steelyard.copies.too-few": "A model has fewer verified copies than its min_copies.",
+    "steelyard.disk.nearly-full": "The store's drive has less free than min_free.",
+    "steelyard.update.available": "Upstream has a new revision of a model: the migration note says what it means.",
+    "steelyard.update.applied": "A model was brought to a new revision; the old one is kept.",
+    "steelyard.update.rolled-back": "A model was taken back to its earlier revision.",
+    "steelyard.upstream.history-rewritten": "The commit that is held is no longer in the history of its branch: keep your copies.",
+    "steelyard.upstream.scan-flagged": "The Hub's own scan calls a held model unsafe now.",
+    "steelyard.upstream.renamed": "A repo has a new name: put it into the config before the old one is given to others.",
+    "steelyard.upstream.access-lost": "The Hub no longer lets us read a model: token, terms or privacy.",
+    "steelyard.upstream.gone": "A repo or its revision is no longer on the Hub: what is held is all there is.",
+    "steelyard.upstream.stale": "The Hub has not answered for days: what is known of upstream is old.",
+}
+"""Our events that someone should hear of, each sent once for the same thing (see steelyard/news.py)."""
+SUBJECT = "Steelyard: {{ automation.name }}"
+BODY = "{{ event.resource.name }} {{ flow_run.name }} {{ flow_run.state.name }} {{ flow_run.state.message }} {{ flow_run|ui_url }}"
+PAYLOAD = (
+    '{"event": {{ event.event | tojson }}, "told": {{ event.resource.name | default("", true) | tojson }}, '
+    '"automation": {{ automation.name | tojson }}, "run": {{ flow_run.name | default("", true) | tojson }}}'
+)
 MISSED_BEATS = 3
 PENDING_BEATS = 5
 TAKEN_UP_AGAIN = ["0", "1", "2"]
@@ -34,7 +61,7 @@ def beat_s() -> int:
     return int(os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY") or 180)
 
 
-def automations(notify: SendNotification | None = None, *, fleet: bool = False) -> Iterator[AutomationCore]:
+def automations(notify: Sequence[ActionTypes] = (), *, fleet: bool = False) -> Iterator[AutomationCore]:
     """All of them. *notify* is who hears of what needs a person; *fleet*: other machines can take up what one has left."""
     yield AutomationCore(
         name="steelyard: a run that stopped beating has crashed",
@@ -89,11 +116,6 @@ def automations(notify: SendNotification | None = None, *, fleet: bool = False) 
         )
     for name, what, events in (
         (
-            "steelyard: a run failed",
-            "Something is missing, corrupt, refused or unreachable: the run's message says what.",
-            {"prefect.flow-run.Failed"},
-        ),
-        (
             "steelyard: a run crashed",
             "A run ended without saying how: killed, out of memory, or its machine died.",
             {"prefect.flow-run.Crashed"},
@@ -111,17 +133,11 @@ def automations(notify: SendNotification | None = None, *, fleet: bool = False) 
                 threshold=1,
                 within=timedelta(0),
             ),
-            actions=_tell(notify),
+            actions=[*notify] or [DoNothing()],
         )
-    for event, what in (
-        ("steelyard.found.corrupt", "A copy has bytes that are not what was recorded: see what repair would do."),
-        ("steelyard.update.available", "Upstream has a new revision of a model: the migration note says what it means."),
-        ("steelyard.copies.too-few", "A model has fewer verified copies than its min_copies."),
-        ("steelyard.disk.nearly-full", "The store's drive has less free than min_free."),
-        ("steelyard.drill.failed", "A model could not be brought back from a replica and loaded."),
-    ):
+    for event, what in TOLD.items():
         yield AutomationCore(
-            name=f"steelyard: {event.removeprefix('steelyard.').replace('.', ' ')}",
+            name=automation_name(event),
             description=what,
             trigger=EventTrigger(
                 expect={event},
@@ -129,10 +145,9 @@ def automations(notify: SendNotification | None = None, *, fleet: bool = False) 
                 for_each={"prefect.resource.id"},
                 posture=Posture.Reactive,
                 threshold=1,
-                # Once a day is enough for what lasts.
                 within=timedelta(0),
             ),
-            actions=_tell(notify),
+            actions=[*notify] or [DoNothing()],
         )
 
 
@@ -141,31 +156,30 @@ def _again(message: str) -> ChangeFlowRunState:
     return ChangeFlowRunState(name="AwaitingRetry", state=StateType.SCHEDULED, force=False, message=message)
 
 
-def _tell(notify: SendNotification | None) -> list[ActionTypes]:
-    return [notify or DoNothing()]
+def automation_name(event: str) -> str:
+    return "steelyard: a run failed" if event == RUN_FAILED else f"steelyard: {event.removeprefix('steelyard.').replace('.', ' ')}"
 
 
-def notification(client: SyncPrefectClient) -> SendNotification | None:
-    """The action that STEELYARD_NOTIFY asks for, as "block-type/name". :raises ValueError: when there is no such block."""
-    wanted = os.environ.get("STEELYARD_NOTIFY", "")
-    if not wanted:
-        return None
-    kind, _, name = wanted.partition("/")
-    try:
-        block = client.read_block_document_by_name(name, kind, include_secrets=False)
-    except Exception as error:
-        raise ValueError(f"STEELYARD_NOTIFY names {wanted}, and there is no such block: make it in the UI first") from error
-    return SendNotification(
-        block_document_id=block.id,
-        subject="Steelyard: {{ automation.name }}",
-        body="{{ flow_run.name }} {{ flow_run.state.name }} {{ flow_run.state.message }} {{ event.resource.name }} {{ flow_run|ui_url }}",
-    )
+def notifications(client: SyncPrefectClient) -> list[ActionTypes]:
+    """The actions that STEELYARD_NOTIFY asks for, as "block-type/name", several with commas. :raises ValueError: when there is no such block."""
+    found: list[ActionTypes] = []
+    for wanted in filter(None, (one.strip() for one in os.environ.get("STEELYARD_NOTIFY", "").split(","))):
+        kind, _, name = wanted.partition("/")
+        try:
+            block = client.read_block_document_by_name(name, kind, include_secrets=False)
+        except Exception as error:
+            raise ValueError(f"STEELYARD_NOTIFY names {wanted}, and there is no such block: make it in the UI first") from error
+        if kind == "webhook":
+            found.append(CallWebhook(block_document_id=block.id, payload=PAYLOAD))
+        else:
+            found.append(SendNotification(block_document_id=block.id, subject=SUBJECT, body=BODY))
+    return found
 
 
 def apply_automations(client: SyncPrefectClient, *, fleet: bool = False) -> list[str]:
     """Make or update each by its name and return the names. Those that a user switched off in the UI stay off; doubles go."""
     names = []
-    for wanted in automations(notification(client), fleet=fleet):
+    for wanted in automations(notifications(client), fleet=fleet):
         held = client.read_automations_by_name(wanted.name)
         if held:
             client.update_automation(held[0].id, wanted.model_copy(update={"enabled": held[0].enabled}))

@@ -6,13 +6,14 @@ A failure here is a warning, never a failed run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
-from prefect.events import Event, RelatedResource, Resource
 
+from flows.events import tell_state
+from steelyard.markdown import fenced
 from steelyard.names import slug
 from steelyard.report import Report, cells, columns, markdown, summary
 from steelyard.site import Site
@@ -21,8 +22,8 @@ from steelyard.status import disk_line, status
 log = logging.getLogger("steelyard")
 
 MOST_ROWS = 1000
+MOST_NOTE_CHARACTERS = 200_000
 """An artifact is read by a person and kept for months; the whole is in the command's JSON."""
-EVENTS_AT_ONCE = 50
 HELD = "held-models"
 """The one artifact that every run renews: what is held where. Its versions are the history."""
 
@@ -43,62 +44,39 @@ def keep_report(name: str, report: Report) -> bool:
     return True
 
 
+def keep_notes(report: Report) -> None:
+    """The migration note of each model that has one, and how to approve its plan, under a key of its own: its versions are the model's history."""
+    for row in report.rows:
+        note, plan = row.facts.get("note"), row.facts.get("plan")
+        if not note or not row.facts.get("upstream_commit"):
+            continue
+        try:
+            lines = [Path(str(note)).read_text(encoding="utf-8")[:MOST_NOTE_CHARACTERS]]
+            if plan:
+                lines += ["## Its plan", "", f"Digest: `{plan}`", ""]
+                lines += [
+                    "Run the deployment *apply-update / approved* with this model and this digest: just this is taken, and nothing else.",
+                    "",
+                ]
+                lines += fenced(Path(str(row.facts["plan_path"])).read_text(encoding="utf-8"), "json", most_lines=200)
+            create_markdown_artifact(
+                markdown="\n".join(lines),
+                key=f"update-{slug(row.model)}",
+                description=f"{row.model}: {row.outcome}, plan {str(plan)[:19]}…",
+            )
+        except Exception as error:  # noqa: BLE001
+            log.warning("the note could not be kept as an artifact: %s", type(error).__name__)
+
+
 def keep_state(site: Site) -> None:
     """What is held where, after this run; and an event for each thing that is not as the config wants it."""
     try:
         report = status(site)
         lines = [f"# What is held where\n\n{disk_line(report)}\n", markdown(report).partition("\n")[2]]
         create_markdown_artifact(markdown="\n".join(lines), key=HELD, description="What is held where, and when it was last proven")
-        events: list[Event] = []
-        store = report.extra["store"]
-        if store["free_bytes"] < store["min_free_bytes"]:
-            events.append(_event("steelyard.disk.nearly-full", f"steelyard.store.{slug(str(store['models']))}", disk_line(report)))
-        for model in report.extra["models"]:
-            if model["commit"] and model["verified_copies"] < model["min_copies"]:
-                told = f"{model['model']}: {model['verified_copies']} verified copies, {model['min_copies']} are wanted"
-                events.append(_event("steelyard.copies.too-few", f"steelyard.model.{slug(model['model'])}", told))
-        _send(events)
+        tell_state(site, report)
     except Exception as error:  # noqa: BLE001
         log.warning("what is held could not be kept as an artifact: %s", type(error).__name__)
-
-
-def tell(report: Report) -> None:
-    """An event for each outcome that someone may want to hear of."""
-    events: list[Event] = []
-    for row in report.rows:
-        resource = f"steelyard.model.{slug(row.model)}"
-        if row.outcome == "update-available":
-            events.append(_event("steelyard.update.available", resource, f"{row.model}: {row.facts.get('why', '')}"))
-        elif report.command == "drill" and row.exit_code:
-            told = f"{row.model} from {row.copy}: {row.facts.get('why', row.outcome)}"
-            events.append(_event("steelyard.drill.failed", resource, told))
-        elif row.outcome in {"corrupt", "unreadable"}:
-            events.append(_event("steelyard.found.corrupt", resource, f"{row.file} in {row.copy}: {row.facts.get('why', '')}"))
-    try:
-        _send(events)
-    except Exception as error:  # noqa: BLE001
-        log.warning("events could not be sent: %s", type(error).__name__)
-
-
-def _event(event: str, resource: str, told: str) -> Event:
-    about = {"prefect.resource.id": resource, "prefect.resource.name": told[:500]}
-    context = FlowRunContext.get()
-    related = []
-    if context is not None and context.flow_run is not None:
-        run = {"prefect.resource.id": f"prefect.flow-run.{context.flow_run.id}", "prefect.resource.name": context.flow_run.name}
-        related.append(RelatedResource({**run, "prefect.resource.role": "flow-run"}))
-    return Event(event=event, resource=Resource(about), related=related)
-
-
-def _send(events: Sequence[Event]) -> None:
-    """Hand events over and wait for the server's word, with its client's retries: a server on SQLite says 503 while another run writes.
-
-    Not by emit_event(): that leaves it to a thread which loses what it can't get rid of, and an event is an alarm. :raises: when it stays away.
-    """
-    for at in range(0, len(events), EVENTS_AT_ONCE):
-        with get_client(sync_client=True) as client:
-            content = [one.model_dump(mode="json") for one in events[at : at + EVENTS_AT_ONCE]]
-            client.request("POST", "/events", json=content).raise_for_status()
 
 
 def tag_run(context: FlowRunContext, wanted: set[str]) -> None:

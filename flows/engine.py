@@ -40,6 +40,7 @@ FLOWS = {
     "drill": "flows.drill:drill_restore",
     "update": "flows.update:update_model",
     "rollback": "flows.update:rollback_model",
+    "apply-update": "flows.update:apply_update",
     "check-updates": "flows.check_updates:check_updates",
     "keep": "flows.keep_models:keep_models",
 }
@@ -125,7 +126,8 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
     from prefect.context import FlowRunContext
     from prefect.states import Cancelled, Failed
 
-    from flows.artifacts import keep_report, keep_state, tag_run, tell
+    from flows.artifacts import keep_notes, keep_report, keep_state, tag_run
+    from flows.events import tell, tell_crash
     from steelyard.runs import remembered
     from steelyard.site import Site
     from tasks.logs import logs_in_prefect
@@ -150,10 +152,14 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
             report = Report(verb)
             report.errors.append(error)
             report.close()
+        except Exception as error:
+            tell_crash(verb, options.title, error)
+            raise
         if (outcome := _outcome.get()) is not None:
             outcome.report = report
         log.log(logging.INFO if report.ok else logging.ERROR, "%s", summary(report))
-        tell(report)
+        tell(site, report, options.title)
+        keep_notes(report)
         if keep_report(context.flow.name, report) and site is not None:
             keep_state(site)
     return report if report.ok else Failed(message=sentence(report))

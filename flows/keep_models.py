@@ -23,6 +23,7 @@ from steelyard.repair import repair
 from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.steps import Run
+from steelyard.update import update
 from steelyard.updates import check_updates
 from steelyard.verbs import Call
 from steelyard.verify import verify
@@ -96,7 +97,9 @@ def keep(site: Site, models: Sequence[str], *, mend: Repair, hub_away_days: floa
         replace(row, exit_code=0) if row.outcome in {"missing", "stale"} and (row.model, row.copy) in brought else row
         for row in report.rows
     ]
-    _stage(report, "check-updates", check_updates(site, models, run=run))
+    for row in _stage(report, "check-updates", check_updates(site, models, run=run)):
+        if row.facts.get("policy") == "auto" and row.outcome == "update-available" and not row.facts.get("not_taken"):
+            _take(site, report, row, run)
     report.rows = [_forgiven(row, hub_away_days) for row in report.rows]
     if site.config.fleet.publish and site.replicas:
         try:
@@ -106,6 +109,14 @@ def keep(site: Site, models: Sequence[str], *, mend: Repair, hub_away_days: floa
                 raise
             log.warning("this machine's inventory could not be made: %s", error)
     return report.close()
+
+
+def _take(site: Site, report: Report, row: Row, run: Run) -> None:
+    """Take an update that its model's policy leaves to us: just what was looked at, and only if it proves drop-in; then to the replicas."""
+    log.info("%s: its policy is auto and nothing speaks against %s: taking it", row.model, str(row.facts["upstream_commit"])[:8])
+    taken = _stage(report, "update", update(site, row.model, plan=str(row.facts["plan"]), only_drop_in=True, run=run))
+    if taken:
+        _stage(report, "backup", backup(site, [row.model], run=run))
 
 
 def _forgiven(row: Row, days: float) -> Row:

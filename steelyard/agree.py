@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 
-from steelyard.errors import ConfigBroken
+from steelyard.errors import ConfigBroken, LockMismatch
 from steelyard.lock import LockedModel
 from steelyard.scans import gate, scan_of
 from steelyard.site import Site
@@ -25,6 +25,24 @@ def agree_on(site: Site, model: str) -> LockedModel:
         site.agree(model, locked)
         log.info("%s: agreed on %s at %s (%s)", model, locked.repo_id, locked.commit, site.lock_path.name)
     return locked
+
+
+def as_locked(site: Site, model: str) -> LockedModel:
+    """What the lock holds of *model*, whatever the Hub says today: asks nobody, writes nothing.
+
+    :raises LockMismatch: when it holds nothing, or not all that the config asks for. :raises ConfigBroken: as of agree_on().
+    """
+    held = site.locked_model(model)
+    if held is None:
+        hint = f"take {site.lock_path.name} from where the team keeps it, or agree on what is upstream now: steelyard download {model}"
+        raise LockMismatch(model=model, why=f"{site.lock_path.name} has no entry for it", hint=hint)
+    wanted = site.config.models[model].files
+    if not _covers(held, wanted, site.config.models[model].revision):
+        lacking = next(one for one in wanted or () if not any(fnmatch.fnmatchcase(file.path, one) for file in held.files))
+        hint = f"agree on it and commit the lock: steelyard download {model}"
+        raise LockMismatch(model=model, why=f"the config asks for {lacking}, {site.lock_path.name} holds no such file", hint=hint)
+    _check_no_overlap(site, model, held)
+    return held
 
 
 def proposal(site: Site, model: str) -> LockedModel:

@@ -71,9 +71,15 @@ def init(path: Path = Path(), *, common: Common = COMMON) -> Asked:
 
 
 @app.command
-def download(*models: Models, common: Common = COMMON) -> Asked:
-    """Resolve, lock, check space, fetch, verify, and publish into the store. Fetches what the lock says; only update moves the lock."""
-    return Call("download", common.config, {"models": models})
+def download(*models: Models, locked: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON) -> Asked:
+    """Resolve, lock, check space, fetch, verify, and publish into the store. Fetches what the lock says; only update moves the lock.
+
+    Parameters
+    ----------
+    locked
+        Just the bytes that steelyard.lock names, or fail: no revision is resolved, and the lock is never written.
+    """
+    return Call("download", common.config, {"models": models, "locked": locked})
 
 
 @app.command
@@ -339,15 +345,17 @@ def check_updates(*models: Models, common: Common = COMMON) -> Asked:
 
 
 @app.command
-def update(model: str, *, to: str | None = None, common: Common = COMMON) -> Asked:
+def update(model: str, *, to: str | None = None, plan: str | None = None, common: Common = COMMON) -> Asked:
     """Take the new version: fetched beside the old one, proven, loaded, then switched to; the old one is kept.
 
     Parameters
     ----------
     to
         A branch, tag or commit; else the config's revision.
+    plan
+        The digest of a plan that check-updates wrote: just that is taken, and refused if upstream has moved since.
     """
-    return Call("update", common.config, {"model": model, "to": to})
+    return Call("update", common.config, {"model": model, "to": to, "plan": plan})
 
 
 @app.command

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from steelyard.agree import agree_on
+from steelyard.agree import agree_on, as_locked
 from steelyard.clean import clean
 from steelyard.disk import device_of, gb
 from steelyard.errors import NoSpace, NotLoadable, SteelyardError, Untrusted
@@ -29,21 +29,24 @@ __all__ = ["agree_on", "check_plan", "download", "fetch_file", "fetch_small_file
 log = logging.getLogger("steelyard")
 
 
-def download(site: Site, models: Sequence[str] = (), *, run: Run = run_here) -> Report:
-    """Bring every file of *models* (none: all) that the lock names into the store; agree on a lock first where there is none."""
+def download(site: Site, models: Sequence[str] = (), *, locked: bool = False, run: Run = run_here) -> Report:
+    """Bring every file of *models* (none: all) that the lock names into the store; agree on a lock first where there is none.
+
+    *locked*: nothing but what the lock holds; where it holds nothing, or not all that the config asks for, that is an error.
+    """
     report = Report("download")
     for model in site.config.chosen(list(models)):
         with report.collecting():
             site.store.ready(write=True)
             with site.writing("store", [model], "download"):
                 report.extra["swept"] = (Swept(**report.extra.get("swept", {})) + sweep(site)).as_json()
-                _download_model(site, model, report, run)
+                _download_model(site, model, report, run, only_locked=locked)
     return report.close()
 
 
-def _download_model(site: Site, model: str, report: Report, run: Run) -> None:
+def _download_model(site: Site, model: str, report: Report, run: Run, *, only_locked: bool) -> None:
     began = time.monotonic()
-    locked = run(agree_on, site, model)
+    locked = as_locked(site, model) if only_locked else run(agree_on, site, model)
     log.info("%s: %s at %s, %d files, %s", model, locked.repo_id, locked.commit[:8], len(locked.files), gb(locked.size_bytes))
     known = {entry.path for entry in site.manifest(model, locked.commit).files}
     held = run(look_at_held, site, model, locked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ create table if not exists proofs (
 );
 create index if not exists proofs_latest on proofs (copy, model, commit_id, file, at);
 create table if not exists states (copy text, model text, commit_id text, state text not null, at text not null, primary key (copy, model, commit_id));
+create table if not exists told (event text not null, subject text not null, key text not null, at text not null, primary key (event, subject, key));
 create table if not exists events (at text not null, verb text not null, model text not null, copy text not null, outcome text not null, facts text not null);
 create index if not exists events_latest on events (verb, model, at);
 """
@@ -141,6 +142,37 @@ class History:
                 if db is not None:
                     with db:
                         db.execute("insert into events values (?,?,?,?,?,?)", (_now(), verb, model, copy, outcome, json.dumps(facts)))
+        except sqlite3.Error:
+            return
+
+    def tell_once(self, event: str, subject: str, key: str) -> bool:
+        """Whether this was never told before; from now on it was. Of two runs that ask at once one is told yes. Where no record can be kept: yes."""
+        try:
+            with self._open(write=True) as db:
+                if db is None:
+                    return True
+                with db:
+                    return db.execute("insert or ignore into told values (?,?,?,?)", (event, subject, key, _now())).rowcount > 0
+        except sqlite3.Error:
+            return True
+
+    def forget_told(self, event: str, subject: str, key: str) -> None:
+        """It could not be told after all: it is told the next time."""
+        self._forget("event=? and subject=? and key=?", [(event, subject, key)])
+
+    def forget_ended(self, ended: Sequence[tuple[str, str]]) -> None:
+        """These events of these subjects have ended: they are told when they come again. One look where nothing was told, as a rule."""
+        self._forget("event=? and subject=?", ended)
+
+    def _forget(self, where: str, values: Sequence[tuple[str, ...]]) -> None:
+        try:
+            with self._open(write=False) as db:
+                there = [one for one in values if db is not None and db.execute(f"select 1 from told where {where}", one).fetchone()]  # noqa: S608
+            if there:
+                with self._open(write=True) as db:
+                    if db is not None:
+                        with db:
+                            db.executemany(f"delete from told where {where}", there)  # noqa: S608 (no value is in the text)
         except sqlite3.Error:
             return
 

@@ -23,6 +23,9 @@ def against_taking(site: Site, model: str, locked: LockedModel, facts: Mapping[s
         return "a file that is held is gone upstream"
     if facts.get("scan") != "safe":
         return f"the Hub's scan says {facts.get('scan') or 'nothing'} of it, not safe"
+    for at, _, outcome, tried in site.history.events("update", model, 50):
+        if outcome == "refused" and tried.get("commit") == facts.get("upstream_commit"):
+            return f"it was tried on {at[:10]}: {tried.get('why')}"
     if facts.get("upstream_commit") in gone_back_from(site, model):
         return "you went back from it: steelyard rollback is not undone behind your back"
     return ""

@@ -105,20 +105,25 @@ def _try_out(site: Site, plan: UpdatePlan, manifest: Manifest, incoming: Path, r
     """
     changed = {file.path for file in plan.changed}
     told: Fit | None = None
+
+    def refuse(file: str, reason: str, why: str, path: Path) -> NotLoadable:
+        site.history.event("update", plan.model, "store", "refused", commit=plan.new.commit, why=why)
+        return _not_taken(plan, file, reason, why, path)
+
     for entry in weights_files(manifest):
         if entry.path not in changed:
             continue
         path = confine(incoming, entry.path)
         loaded = run(load_incoming, site, plan.model, path, entry.sha256)
         if loaded.verdict not in {"ok", "unsupported"}:
-            raise _not_taken(plan, entry.path, loaded.verdict, loaded.verdict, path)
+            raise refuse(entry.path, loaded.verdict, loaded.verdict, path)
         if plan.old.get(entry.path) is None:
             continue
         fit = run(compare_incoming, site, plan, entry.path, path)
         if told is None or told.compatible is not False:
             told = fit
     if only_drop_in and told is not None and told.compatible is not True:
-        raise _not_taken(plan, "", "not drop-in", told.sentence, incoming)
+        raise refuse("", "not drop-in", told.sentence, incoming)
     return told
 
 

@@ -42,7 +42,7 @@ def test_corrupt_data_ends_the_run_failed_and_is_an_event(api: Api, held: Prefec
     assert "\n" not in run["state"]["message"]
     tasks = api.tasks(run["id"])
     assert [(task["state_name"], task["run_count"]) for task in tasks] == [("Completed", 1)], "corruption is a finding, and not retried"
-    query = {"filter": {"event": {"name": ["steelyard.found.corrupt"]}}, "limit": 5}
+    query = {"filter": {"event": {"name": ["steelyard.verify.failed"]}}, "limit": 5}
     events = until(lambda: api.ask("/events/filter", query)["events"], 20, "the event")
     assert events[0]["resource"]["prefect.resource.id"] == "steelyard.model.mvdream"
 
