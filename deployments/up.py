@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 from deployments.children import Child
+from deployments.webhook import SECRET, secret_of
 from steelyard import orchestrator
 from steelyard.config import config_path, load_config
 from steelyard.errors import OtherSide, Refused, SteelyardError
@@ -65,9 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         with _only_one():
-            load_config(options.config)
+            hub = load_config(options.config).hub
             _check_address(options.host, options.port)
-            return _run(options.host, options.port, config_path(options.config), wants_json=options.json)
+            if hub.webhook_port is not None:
+                secret_of(os.environ)
+                _check_free(hub.webhook_host, hub.webhook_port, "set another [hub] webhook_port")
+            return _run(
+                options.host, options.port, config_path(options.config), webhook=hub.webhook_port is not None, wants_json=options.json
+            )
     except SteelyardError as error:
         if options.json:
             report = Report("up")
@@ -80,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run(host: str, port: int, config: Path, *, wants_json: bool) -> int:
+def _run(host: str, port: int, config: Path, *, webhook: bool, wants_json: bool) -> int:
     environment = surroundings(host, port, config)
     logs = orchestrator.state_folder() / "logs"
     python = [sys.executable, "-m", "prefect"]
@@ -91,6 +97,9 @@ def _run(host: str, port: int, config: Path, *, wants_json: bool) -> int:
         environment,
         logs / "worker.log",
     )
+    # Alone the receiver knows the secret: a run's environment may be looked at.
+    told = {**environment, SECRET: os.environ.get(SECRET, "")}
+    hook = Child("webhook", [sys.executable, "-m", "deployments.webhook", "--config", str(config)], told, logs / "webhook.log")
     stop = _Stop()
     try:
         with stop.on_signals():
@@ -100,15 +109,18 @@ def _run(host: str, port: int, config: Path, *, wants_json: bool) -> int:
             _say("applying deployments, schedules and automations")
             _apply(environment, logs / "apply.log", stop)
             worker.start()
+            if webhook:
+                hook.start()
             orchestrator.announce(environment["PREFECT_API_URL"])
             _announce(environment, config, logs, wants_json=wants_json)
-            return _watch([server, worker], stop)
+            return _watch([server, worker, *([hook] if webhook else [])], stop)
     except _Asked:
         return 0
     finally:
         orchestrator.withdraw()
         # The worker first: it tells its runs to end while the server is there to record it.
         _say("ending the worker and the server")
+        hook.stop(2.0)
         worker.stop(STOP_WORKER_S)
         server.stop(STOP_SERVER_S)
 
@@ -137,13 +149,17 @@ def _check_address(host: str, port: int) -> None:
             why=f"{host} can be reached by others, and the API has no password",
             hint="set PREFECT_SERVER_API_AUTH_STRING=user:password, or leave --host away",
         )
+    _check_free(host, port, "give another --port")
+
+
+def _check_free(host: str, port: int, hint: str) -> None:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise Refused(why=f"{host}:{port} can't be listened on: {error.strerror or error}", hint="give another --port") from error
+        raise Refused(why=f"{host}:{port} can't be listened on: {error.strerror or error}", hint=hint) from error
 
 
 def is_loopback(host: str) -> bool:
@@ -181,6 +197,7 @@ def surroundings(host: str, port: int, config: Path, base: Mapping[str, str] = o
     if secret := base.get("PREFECT_SERVER_API_AUTH_STRING"):
         environment["PREFECT_API_AUTH_STRING"] = secret
     environment.pop("PREFECT_API_KEY", None)
+    environment.pop(SECRET, None)
     # Flows are found by name from here; `python -m` puts the current folder first, and children may have another.
     environment["PYTHONPATH"] = os.pathsep.join([str(HOME), *filter(None, [base.get("PYTHONPATH")])])
     return environment

@@ -84,7 +84,7 @@ class RollbackModel(Options):
 @flow(**named("update-model", "update"))
 def update_model(options: UpdateModel) -> State[Report] | Report:
     """Take the new version: fetched beside the old one, proven, loaded, then switched to; the old one is kept."""
-    return perform("update", options, lambda site: update(site, options.model, to=options.to, plan=options.plan, run=run_as_task))
+    return perform("update", options, lambda site: update(site, options.model, to=options.to, plan=options.plan or None, run=run_as_task))
 
 
 @flow(**named("apply-update", "apply"))

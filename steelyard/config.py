@@ -100,6 +100,9 @@ class HubConfig(Part):
     """Ranges of one file fetched at once."""
     timeout: Duration = 20.0
     """Longest silence of a connection [s]."""
+    webhook_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Where `steelyard up` listens for the Hub's webhooks; their secret is in STEELYARD_WEBHOOK_SECRET."""
+    webhook_host: str = "127.0.0.1"
     patience: Duration = 120.0
     """How long a download waits out bad weather by itself before it gives up [s]."""
     prefer_replicas: bool = False

@@ -40,9 +40,9 @@ def update(
     """
     report = Report("update")
     site.config.chosen([model])
-    if to and plan:
+    if to and plan is not None:
         raise UsageError(why="--to and --plan contradict each other", hint="a plan says already what is taken")
-    approved = read_digest(plan) if plan else ""
+    approved = read_digest(plan) if plan is not None else ""
     with report.collecting():
         site.store.ready(write=True)
         with site.writing("store", [model], "update"):
