@@ -77,6 +77,7 @@ class Receiver:
         self._lock = threading.Lock()
         self._asked: deque[float] = deque()
         self._next: dict[str, float] = {}
+        self._last: dict[str, tuple[str, str]] = {}
 
     def admit(self) -> None:
         """:raises Denied: 429, for requests beyond what the Hub would ever send; before anything of them is read."""
@@ -108,8 +109,12 @@ class Receiver:
             later = at > now
             if not later:
                 self._next[repo.lower()] = now + APART_S
-        # Deliveries that are repeated, or come while one stands in line, have one key: Prefect then makes one run of them.
-        same = f"hub-webhook {repo} {int(at) if later else head or int(at)}"
+            # Deliveries that are repeated, or come while one stands in line, have one key: Prefect then makes one run of them.
+            same = f"hub-webhook {repo} {int(at) if later else head or int(at)}"
+            known, told = self._last.get(repo.lower(), ("", ""))
+            if head and head == known:
+                at, same = now, told
+            self._last[repo.lower()] = (head, same)
         try:
             self._start(models, same, datetime.fromtimestamp(at, UTC))
         except (OSError, ValueError, KeyError) as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steelyard.errors import OtherSide, Range, SteelyardError
+from steelyard.errors import NotWhole, OtherSide, Range, SteelyardError
 from steelyard.pieces import MIB, in_threads, merge_ranges, piece_ranges, piece_size
 from steelyard.source import ByteSource, LocalFile, read_at
 from steelyard.staging import Partial
@@ -60,6 +60,19 @@ def seed_from_file(path: Path, new: ByteSource, *, connections: int = 4) -> Call
         if reused:
             log.info("%s: %d of %d bytes are those of the version at hand", new.name, reused, new.size_bytes)
         return seeded
+
+    return seed
+
+
+def seed_whole(path: Path) -> Callable[[Partial], Sequence[Range]]:
+    """The seed for fetch() where *path* should hold these very bytes: all of them are copied, none is fetched."""
+
+    def seed(partial: Partial) -> Sequence[Range]:
+        try:
+            with LocalFile(path) as old:
+                return seed_from(partial, old, [Reuse(0, 0, old.size_bytes)]) if old.size_bytes == partial.size_bytes else ()
+        except NotWhole:
+            return ()
 
     return seed
 

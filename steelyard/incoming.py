@@ -36,7 +36,8 @@ def fetch_incoming(site: Site, plan: UpdatePlan, file: LockedFile, incoming: Pat
             content, digests, retries = fetch_small(lines, file, patience_s=site.config.hub.patience)
             write_atomically(final, content)
             return Got(FileEntry.of(file.path, digests, file.etag), "downloaded", len(content), retries=retries)
-        fetched = fetched_from_hub(site, file, _likest(site, plan, file), lines, ahead)
+        old, same = _likest(site, plan, file)
+        fetched = fetched_from_hub(site, file, old, lines, ahead, same=same)
     finally:
         for line in lines:
             line.close()
@@ -54,13 +55,13 @@ def arrived(incoming: Path, file: LockedFile) -> bool:
     return path.is_file() and path.stat().st_size == file.size_bytes
 
 
-def _likest(site: Site, plan: UpdatePlan, file: LockedFile) -> Path:
-    """What at hand has most in common with the new file: these very bytes in the hub cache or under another name, else the older version."""
+def _likest(site: Site, plan: UpdatePlan, file: LockedFile) -> tuple[Path, bool]:
+    """What at hand has most in common with the new file: its very bytes (True) in the hub cache or under another name, else the older version."""
     blob = blob_of(site, plan.new, file)
-    if blob.is_file() and not blob.is_symlink():
-        return blob
-    same = next((one.path for one in plan.old.files if one.etag == file.etag), file.path)
-    return site.store.path_of_model(plan.model, same)
+    if blob.is_file():
+        return blob, True
+    same = next((one.path for one in plan.old.files if one.etag == file.etag), None)
+    return site.store.path_of_model(plan.model, same or file.path), same is not None
 
 
 def load_incoming(site: Site, model: str, path: Path, sha256: str) -> LoadReport:

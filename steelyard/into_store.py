@@ -116,16 +116,19 @@ def blob_of(site: Site, locked: LockedModel, file: LockedFile) -> Path:
 
 
 def fetched_from_hub(
-    site: Site, file: LockedFile, old: Path, lines: Sequence[Line], ahead: Ahead, second: SecondCopy | None = None
+    site: Site, file: LockedFile, old: Path, lines: Sequence[Line], ahead: Ahead, second: SecondCopy | None = None, *, same: bool = False
 ) -> Fetched:
-    """Bring *file* into staging, with what an older version at *old* has in common with it, by the Hub's own client where only that can."""
-    from steelyard.delta import seed_from_file
+    """Bring *file* into staging, with what an older version at *old* has in common with it, by the Hub's own client where only that can.
+
+    *same*: at *old* should be these very bytes, under another name.
+    """
+    from steelyard.delta import seed_from_file, seed_whole
     from steelyard.xet import fetch_by_library, only_by_library
 
     settings, ours = site.config.hub, site.store.ours
     # What may be saved is not worth waiting for: in bad weather the fetch itself does that.
     hub = HubFile(lambda: lines, file, patience_s=min(settings.patience, 5.0))
-    from_older = seed_from_file(old, Remembering(hub, ahead.kept), connections=settings.connections)
+    from_older = seed_whole(old) if same else seed_from_file(old, Remembering(hub, ahead.kept), connections=settings.connections)
 
     def seed(partial: Partial) -> Sequence[Range]:
         seeded = from_older(partial)

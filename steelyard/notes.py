@@ -11,6 +11,7 @@ from steelyard.disk import gb, write_atomically
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.markdown import code, escaped, fenced
 from steelyard.names import confine
+from steelyard.note_steps import steps, way_back
 from steelyard.site import Site
 from steelyard.upstream import Commit
 
@@ -63,13 +64,16 @@ def render(model: str, locked: LockedModel, facts: Mapping[str, Any], told: Told
         for path, diff in told.diffs.items():
             lines += [f"{code(path)}:", "", *fenced(diff, "diff"), ""]
         lines.pop()
-    lines += ["", "## What to do", "", *_steps(model, facts, tensors)]
-    lines += ["", "## How to go back", "", *_back(model, locked), ""]
+    lines += ["", "## What to do", "", *steps(model, locked, facts, told.upstream, tensors)]
+    lines += ["", "## How to go back", "", *way_back(model, locked), ""]
     return "\n".join(lines)
 
 
 def _verdict(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
     compatible = facts["compatible"]
+    if bad := dict(facts.get("bad_files") or {}):
+        told = " and ".join(f"{code(name)} is {verdict}" for name, verdict in bad.items())
+        return f"**Do not take it as it is**: the new {told}; why stands below. Nothing was downloaded but its headers."
     if compatible is True and tensors:
         return "**Drop-in**: the same tensor names and shapes, so a strict `load_state_dict` takes it."
     if compatible is True:
@@ -85,7 +89,7 @@ def _warnings(locked: LockedModel, facts: Mapping[str, Any]) -> list[str]:
     found = []
     if facts.get("scan") == "unsafe":
         found.append("> **The Hub's own scan calls a file of this revision unsafe.** Run `steelyard inspect` on it before you take it.")
-    if facts.get("verdict") == "history-rewritten":
+    if facts.get("rewritten"):
         found.append(
             f"> **History was rewritten upstream**: {escaped(str(facts.get('why', '')))}. Keep a replica of {locked.commit[:8]}: `steelyard backup`."
         )
@@ -103,6 +107,17 @@ def _short(locked: LockedModel, facts: Mapping[str, Any], told: Told, tensors: M
         lines.append(f"- memory of the weights: {_dtypes(memory['before'])} → {_dtypes(memory['after'])}")
     elif memory.get("after"):
         lines.append(f"- memory of the weights: {_dtypes(memory['after'])}, as before")
+    if any(path in told.upstream for path in facts["changed_files"]):
+        lines += _cost(facts, told, copies)
+    was, now = locked.scan or "nothing", facts.get("scan") or "nothing"
+    lines.append(f"- the Hub's scan says {escaped(now)}" + ("" if was == now else f"; of the held version it said {escaped(was)}"))
+    if facts.get("renamed_to"):
+        lines.append(f"- the repo is now called {code(str(facts['renamed_to']))}: put that into the config")
+    return lines
+
+
+def _cost(facts: Mapping[str, Any], told: Told, copies: int) -> list[str]:
+    """What an update fetches, how long that takes, and the room it needs."""
     cost, fetch = int(facts["cost_bytes"]), int(facts.get("fetch_bytes", facts["cost_bytes"]))
     shared = f" of {gb(cost)}; the rest is in the held files" if fetch < cost else ""
     most = "" if facts.get("fetch_bytes_exact", True) else "at most "
@@ -112,16 +127,10 @@ def _short(locked: LockedModel, facts: Mapping[str, Any], told: Told, tensors: M
         if seconds is not None
         else ", for how long is not known"
     )
-    lines.append(f"- to fetch: {most}{gb(fetch)}{shared}{time}")
     room = f"- room: {gb(cost * copies)} beside what is held" + (
         f" ({gb(cost)} in the store and as much in the hub cache)" if copies > 1 else ""
     )
-    lines.append(f"{room}; the held version stays, so that you can go back")
-    was, now = locked.scan or "nothing", facts.get("scan") or "nothing"
-    lines.append(f"- the Hub's scan says {escaped(now)}" + ("" if was == now else f"; of the held version it said {escaped(was)}"))
-    if facts.get("renamed_to"):
-        lines.append(f"- the repo is now called {code(str(facts['renamed_to']))}: put that into the config")
-    return lines
+    return [f"- to fetch: {most}{gb(fetch)}{shared}{time}", f"{room}; the held version stays, so that you can go back"]
 
 
 def _dtypes(counts: Mapping[str, int]) -> str:
@@ -167,7 +176,9 @@ def _tensors(tensors: Mapping[str, Any]) -> list[str]:
     for part in tensors.get("parts") or ():
         touched = [f"{part[kind]} {kind}" for kind in ("added", "removed", "reshaped", "retyped", "changed") if part.get(kind)]
         if touched:
-            lines.append(f"- {_PARTS.get(part['part']) or code(part['part'], 60)}: {', '.join(touched)} of {part['tensors']}")
+            lines.append(
+                f"- {_PARTS.get(part['part']) or code(part['part'], 60)}: {', '.join(touched)} of {part['tensors'] or part.get('removed')}"
+            )
     details = tensors.get("details") or {}
     for kind, meaning in (
         ("removed", "a strict loader misses them"),
@@ -194,39 +205,3 @@ def _commits(commits: Sequence[Commit]) -> list[str]:
         for one in commits[:MOST_COMMITS]
     ]
     return [*lines, f"- … and {len(commits) - MOST_COMMITS} older ones"] if len(commits) > MOST_COMMITS else lines
-
-
-def _steps(model: str, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> list[str]:
-    steps = []
-    moved = facts.get("renamed_files") or {}
-    for path in facts.get("removed_files") or ():
-        if path in moved:
-            steps.append(f"Put {code(moved[path])} in the place of {code(path)} under `files` in the config, and where your code opens it")
-        else:
-            steps.append(f"Decide what takes the place of {code(path)}; your replicas keep it")
-    if any(tensors.get(kind) for kind in ("added", "removed", "reshaped")):
-        steps.append(
-            "Adapt the code that loads it first: the removed, added and reshaped names above are those that its strict loader will name"
-        )
-    elif facts["compatible"] is False and not facts.get("removed_files"):
-        steps.append("Adapt the code that loads it first, or stay with what you hold: nothing forces you to take it")
-    elif facts["compatible"] is None:
-        steps.append("Read what changed above, and try it on a copy of your program before you rely on it")
-    if facts.get("policy") == "approve" and facts.get("plan"):
-        steps.append(
-            f"Approve just this: `steelyard update {model} --plan {facts['plan']}`, or run the deployment apply-update with that plan in the UI"
-        )
-    else:
-        steps.append(
-            f"Take it: `steelyard update {model}`. It is fetched beside what you hold, proven, loaded and compared, and only then current"
-        )
-    steps.append("Try your program with it, then run `steelyard backup`, so that the replicas have it too")
-    steps.append("Commit the changed `steelyard.lock`: with it `steelyard download --locked` gives other machines the same bytes")
-    return [f"{number}. {step}." for number, step in enumerate(steps, 1)]
-
-
-def _back(model: str, locked: LockedModel) -> list[str]:
-    return [
-        f"- `steelyard rollback {model}`: {locked.commit[:8]} is current again within seconds, without the network, as long as it is kept here",
-        f"- later, from a replica: `steelyard restore {model} --revision {locked.commit[:12]} --into DIR`",
-    ]

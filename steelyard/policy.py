@@ -16,6 +16,8 @@ def against_taking(site: Site, model: str, locked: LockedModel, facts: Mapping[s
         return "a fixed commit is only watched"
     if facts.get("verdict") != "update-available":
         return f"it is {facts.get('verdict')}"
+    if facts.get("bad_files"):
+        return f"the new file is {next(iter(facts['bad_files'].values()))}: {next(iter(facts.get('sentences') or ()), '')}"
     if facts.get("compatible") is not True:
         told = "it is not drop-in" if facts.get("compatible") is False else "nobody can tell whether it is drop-in"
         return f"{told}: {first}" if (first := next(iter(facts.get("sentences") or ()), "")) else told

@@ -83,7 +83,8 @@ def _apply(site: Site, plan: UpdatePlan, report: Report, run: Run, only_drop_in:
     incoming = make_folder(site.store.ours / "incoming" / model / new.commit)
     # Both views of the new version must fit beside those of the old one, before the first byte.
     run(check_plan, site, model, new, [file for file in plan.changed if not arrived(incoming, file)])
-    ahead = run(look_ahead, site, model, new, [file for file in plan.changed if not arrived(incoming, file)])
+    known = {file.etag for file in old.files}
+    ahead = run(look_ahead, site, model, new, [one for one in plan.changed if one.etag not in known and not arrived(incoming, one)])
     for file in plan.changed:
         check_seen(site, model, file, ahead.get(file.path, NOTHING).seen, fetched=False)
     got = [run(fetch_incoming, site, plan, file, incoming, ahead.get(file.path, NOTHING)) for file in plan.changed]

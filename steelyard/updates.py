@@ -75,6 +75,7 @@ def check_model(site: Site, model: str, locked: LockedModel, known: dict[tuple[s
     verdict, why, since = "unchanged", "", Between()
     if listing.commit != locked.commit:
         since = between(site, locked, listing.commit)
+        facts["rewritten"] = since.rewritten
         facts["commits"] = [one.as_json() for one in since.commits]
         why = _words(changed, facts["removed_files"]) if changed else f"{listing.commit[:8]} is new, but does not touch our files"
         verdict = "history-rewritten" if since.rewritten else "update-available" if changed else "unchanged"
@@ -103,6 +104,7 @@ def _meaning(
         "compatible": change.compatible,
         "tensors": change.tensors,
         "sentences": change.sentences,
+        "bad_files": change.bad,
         "memory": {"before": change.before, "after": change.after},
         "fetch_bytes": change.fetch_bytes,
         "fetch_bytes_exact": change.exact,

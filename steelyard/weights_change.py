@@ -37,7 +37,8 @@ class WeightsChange:
     """*compatible*: whether a strict loader of the held version takes the new one; None where nobody can tell. *sentences* say why.
 
     *tensors* is the difference as inspect of two gives it, over all changed weights; None where no two could be compared.
-    *memory* is bytes by dtype, before and after. *fetch_bytes* is what an update fetches, at most where it is not *exact*.
+    *before* and *after* are bytes in memory by dtype. *bad* are new files that nobody should take as they are: name -> broken, hostile or untrusted.
+    *fetch_bytes* is what an update fetches, at most where it is not *exact*.
     """
 
     compatible: bool | None = None
@@ -45,6 +46,7 @@ class WeightsChange:
     sentences: list[str] = field(default_factory=list)
     before: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
     fetch_bytes: int = 0
     exact: bool = True
 
@@ -112,13 +114,17 @@ def _compare(
     for path in after:
         if path not in shared:
             shared[path] = shared_bytes(old[path], new[path]) if path in old else 0
+    if other.verdict in {"broken", "hostile", "untrusted"}:
+        reason = other.reasons[0].message if other.reasons else other.verdict
+        found.sentences.append(f"the new {name} is {other.verdict}: {reason}")
+        found.bad[name] = other.verdict
+    if other.verdict in {"broken", "hostile"} and not other.tensors:
+        return False  # a list of all tensors as removed would only hide that
     _add(found, difference.as_json(), f"{name}: " if several else "")
     for count, into in ((one, found.before), (other, found.after)):
         for dtype, nbytes in histogram(count.tensors).items():
             into[dtype] = into.get(dtype, 0) + nbytes
-    if other.verdict in {"broken", "hostile", "untrusted"}:
-        reason = other.reasons[0].message if other.reasons else other.verdict
-        found.sentences.append(f"the new {name} is {other.verdict}: {reason}")
+    if name in found.bad:
         return False
     if one.format != other.format:
         found.sentences.append(f"{name} was {one.format} and is {other.format} now: another loader is needed")

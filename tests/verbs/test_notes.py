@@ -116,8 +116,20 @@ def test_weights_under_another_key_are_not_drop_in(held: World, tmp_path: Path) 
 def test_a_file_that_can_not_be_trusted_is_said_to_be_so(held: World) -> None:
     held.hub.add_revision(REPO, {FILE: b"\x80\x02cposix\nsystem\n(S'true'\ntR." + bytes(3_000_000)})
     told, text = note(held)
-    assert told["compatible"] is not True
-    assert "Drop-in**" not in text.splitlines()[2] or "Not" in text.splitlines()[2]
+    assert (told["compatible"], told["bad_files"]) == (False, {FILE: "hostile"})
+    assert "**Do not take it as it is**" in text
+    assert "posix.system" in text
+    assert "Take it" not in text
+
+
+def test_a_name_that_is_pasted_into_a_shell_stays_a_name(held: World) -> None:
+    name = "x; touch owned #.pt"
+    held.configure(files='["*.pt"]')
+    held.hub.add_revision(REPO, {name: b"\x80\x02cposix\nsystem\n(S'true'\ntR." + bytes(3_000_000)})
+    held.hub.set_scan(REPO, name, "unsafe")
+    told, text = note(held)
+    assert name in told["changed_files"]
+    assert f"/{name}'`" in text
 
 
 def test_what_changed_in_the_readme_and_the_config_is_shown(held: World, tmp_path: Path) -> None:
