@@ -194,7 +194,7 @@ def test_a_check_of_a_quiet_repo_is_two_requests_for_all_its_models(held: World)
 
 
 def test_an_outage_says_since_when_and_when_the_last_answer_came(held: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEELYARD_HUB__PATIENCE", "0")
+    monkeypatch.setenv("STEELYARD_HUB__PATIENCE", "1s")
     assert row(held)["verdict"] == "unchanged"
     held.hub.down()
     first, second = row(held), row(held)
