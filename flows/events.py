@@ -44,8 +44,9 @@ def _tell(site: Site | None, news: Sequence[News]) -> None:
             _send([_event(one) for one in some])
         except Exception as error:  # noqa: BLE001 (whatever Prefect raises, the work is done)
             log.warning("events could not be sent: %s", type(error).__name__)
-            for one in some if site is not None else ():
-                site.history.forget_told(one.event, one.subject, one.key)
+            if site is not None:
+                for one in some:
+                    site.history.forget_told(one.event, one.subject, one.key)
 
 
 def _event(one: News) -> Event:

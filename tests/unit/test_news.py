@@ -22,7 +22,7 @@ def told(history: History, made: Report, scope: str = "") -> list[str]:
     sent = []
     for one in news_of(made, scope):
         if not one.key:
-            history.forget_told(one.event, one.subject)
+            history.forget_ended([(one.event, one.subject)])
         elif history.tell_once(one.event, one.subject, one.key):
             sent.append(one.event.removeprefix("steelyard."))
     return sent
