@@ -89,6 +89,7 @@ def for_pool(content: dict[str, Any], pool: str, at_once: int = 1) -> dict[str, 
     """
     suffix = "" if pool == POOL else f"-{pool.removeprefix(f'{POOL}-')}"
     made = {key: value for key, value in content.items() if key != "definitions"}
+    made["pull"] = [{"deployments.catalogue.bring": {}}, *content["pull"]]
     made["deployments"] = [
         {
             **one,

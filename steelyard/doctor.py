@@ -299,17 +299,23 @@ def _prefect() -> Iterator[Row]:
 
 
 def _worker(url: str) -> Row:
-    pool = orchestrator.ask(url, f"/work_pools/{POOL}")
-    workers = orchestrator.ask(url, f"/work_pools/{POOL}/workers/filter", {})
-    online = [one["name"] for one in workers if one["status"] == "ONLINE"]
-    if pool["is_paused"]:
-        return _row(
-            "worker", "failed", f"the work pool {POOL} is paused", "resume it in the UI, or run: prefect work-pool resume steelyard"
-        )
-    if not online:
-        why = f"no worker polls the work pool {POOL}: runs wait for ever"
-        return _row("worker", "failed", why, "run: steelyard up, or: prefect worker start --pool steelyard")
-    return _row("worker", "ok", f"{', '.join(online)} polls {POOL}")
+    """Every pool of ours needs a worker: `steelyard` on one machine, `steelyard-…` for each machine of a fleet."""
+    pools = {one["name"]: one for one in _all(url, "/work_pools/filter", {}) if one["name"] == POOL or one["name"].startswith(f"{POOL}-")}
+    if not pools:
+        return _row("worker", "failed", f"there is no work pool {POOL}", "run: steelyard up")
+    polls: list[str] = []
+    for name, pool in pools.items():
+        workers = orchestrator.ask(url, f"/work_pools/{name}/workers/filter", {})
+        online = [one["name"] for one in workers if one["status"] == "ONLINE"]
+        if pool["is_paused"]:
+            return _row(
+                "worker", "failed", f"the work pool {name} is paused", f"resume it in the UI, or run: prefect work-pool resume {name}"
+            )
+        if not online:
+            why = f"no worker polls the work pool {name}: runs wait for ever"
+            return _row("worker", "failed", why, f"run: steelyard up, or: prefect worker start --pool {name}")
+        polls.append(f"{', '.join(online)} polls {name}")
+    return _row("worker", "ok", "; ".join(polls[:5]))
 
 
 def _schedules(url: str) -> Row:

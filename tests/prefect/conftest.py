@@ -128,6 +128,7 @@ def surroundings(home: Path) -> dict[str, str]:
         "XDG_STATE_HOME": str(home / "state"),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS": "5",
         "PYTHONPATH": str(ROOT),
     }
     return environment
@@ -172,6 +173,7 @@ def read_json(process: subprocess.Popen[str], out: Path, within_s: float = 240) 
             return None
 
     found: dict[str, Any] = until(ready, within_s, "steelyard up")
+    assert found["results"], found["errors"]
     return found
 
 

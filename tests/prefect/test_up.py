@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +130,24 @@ def patch(api: Api, path: str, body: object) -> None:
     request = urllib.request.Request(f"{api.url}{path}", json.dumps(body).encode(), {"content-type": "application/json"}, method="PATCH")
     with urllib.request.urlopen(request, timeout=10):
         pass
+
+
+def test_prefects_own_data_is_kept_for_ninety_days(api: Api, held: PrefectWorld, prefect_up: Up) -> None:
+    """By default Prefect keeps every run for ever. One run is made to look old; it goes, and the younger one stays."""
+    for _ in range(2):
+        assert held.run("verify").code == 0
+    young, old = (run["id"] for run in api.by_hand("verify-models")[:2])
+    database = Path(prefect_up.environment["PREFECT_HOME"]) / "prefect.db"
+    ended = (datetime.now(UTC) - timedelta(days=91)).strftime("%Y-%m-%d %H:%M:%S.%f")
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as db:
+        db.execute("update flow_run set end_time=? where id=?", (ended, old))
+        db.commit()
+
+    def gone() -> bool:
+        return not api.ask("/flow_runs/count", {"flow_runs": {"id": {"any_": [old]}}})
+
+    until(gone, 60, "the vacuum")
+    assert api.run(young)["state_type"] == "COMPLETED"
 
 
 def test_a_worker_that_dies_is_started_again(api: Api, prefect_up: Up) -> None:
