@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import urllib.error
 from datetime import UTC, datetime
 
@@ -45,8 +46,14 @@ def test_a_schedule_fires_and_the_worker_does_the_work(api: Api, held: PrefectWo
 def delete(api: Api, path: str) -> None:
     import urllib.request
 
-    with urllib.request.urlopen(urllib.request.Request(f"{api.url}{path}", method="DELETE"), timeout=10):
-        pass
+    for wait_s in (0.5, 1, 2, 4, 8, 0):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"{api.url}{path}", method="DELETE"), timeout=30):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or not wait_s:
+                raise
+            time.sleep(wait_s)
 
 
 def test_a_run_from_the_form_takes_its_parameters(api: Api, held: PrefectWorld) -> None:
