@@ -122,9 +122,21 @@ def test_each_machine_has_deployments_of_its_own_from_the_same_file() -> None:
     assert "nightly-atlas" in [one["name"] for one in theirs["deployments"]]
     assert {one["work_pool"]["name"] for one in theirs["deployments"]} == {"steelyard-atlas"}
     assert all("pool:steelyard-atlas" in one["tags"] and "steelyard" in one["tags"] for one in theirs["deployments"])
-    assert [one.get("schedules") for one in theirs["deployments"]] == [one.get("schedules") for one in declared()["deployments"]]
+    assert ours["deployments"][0]["schedules"] == declared()["deployments"][0]["schedules"]
     assert for_pool(declared(), "steelyard", 4)["deployments"][0]["concurrency_limit"]["limit"] == 4
     assert theirs["pull"][1:] == declared()["pull"]
+
+
+def test_a_hundred_machines_do_not_all_begin_in_the_same_minute() -> None:
+    def nightly(pool: str) -> str:
+        (one,) = (one for one in for_pool(declared(), pool)["deployments"] if "schedules" in one and one["name"].startswith("nightly"))
+        cron: str = one["schedules"][0]["cron"]
+        return cron
+
+    crons = [nightly(f"steelyard-h{number:03}") for number in range(100)]
+    assert all(cron.endswith(" 2 * * *") for cron in crons), "in the hour that prefect.yaml says"
+    assert max(crons.count(cron) for cron in crons) <= 8
+    assert nightly("steelyard-atlas") == nightly("steelyard-atlas")
 
 
 # --- Kubernetes and the container
