@@ -4,7 +4,7 @@ from prefect import State, flow
 
 from flows.engine import by_hand, perform
 from flows.named import named
-from flows.options import Models, Options, ReplicaName, which
+from flows.options import DryRun, Models, Options, ReplicaName, which
 from steelyard.backup import backup
 from steelyard.report import Report
 from tasks.runner import run_as_task
@@ -15,6 +15,7 @@ class BackupModels(Options):
 
     models: Models = ()
     to: ReplicaName = None
+    dry_run: DryRun = False
 
     @property
     def title(self) -> str:
@@ -28,7 +29,7 @@ class BackupModels(Options):
 @flow(**named("backup-models", "backup"))
 def backup_models(options: BackupModels = BackupModels()) -> State[Report] | Report:
     """Bring replicas up to date: only proven bytes are carried, nothing is deleted or overwritten."""
-    return perform("backup", options, lambda site: backup(site, options.models, to=options.to, run=run_as_task))
+    return perform("backup", options, lambda site: backup(site, options.models, to=options.to, dry_run=options.dry_run, run=run_as_task))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from steelyard.carry import Carried, carry_group, groups, rotten
 from steelyard.copies.base import Copy, Finding, Look
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.mount import MountReplica
-from steelyard.errors import Corrupt, Missing, MountAbsent, SteelyardError
+from steelyard.errors import Corrupt, Missing, MountAbsent, OutsideHours, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
+from steelyard.money import Shape
 from steelyard.parity import lacks_parity, make_parity
 from steelyard.pieces import MIB, in_threads
 from steelyard.protection import check_copies, skipped, tell_of_the_shelf, warn_of_weakness
@@ -25,6 +26,7 @@ from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.space import Need, check_room
 from steelyard.steps import Run, run_here
+from steelyard.traffic import closed, keep_to_hours, plan_traffic, sentence, shapes, tell_traffic
 from steelyard.watch import current_watch
 
 log = logging.getLogger("steelyard")
@@ -40,10 +42,10 @@ class Plan:
     todo: list[FileEntry] = field(default_factory=list)
 
 
-def backup(site: Site, models: Sequence[str] = (), *, to: str | None = None, run: Run = run_here) -> Report:
+def backup(site: Site, models: Sequence[str] = (), *, to: str | None = None, dry_run: bool = False, run: Run = run_here) -> Report:
     """Bring *models* (none: all) to the replica *to* (None: every replica; an absent drive is then skipped, with the age of its last good copy).
 
-    Refuses before it writes where the mount, the drive, the room or the file system is not what the plan needs.
+    Refuses before it writes where the mount, the drive, the room or the file system is not what the plan needs. *dry_run*: only the plan is told.
     """
     report = Report("backup")
     chosen = site.config.chosen(list(models))
@@ -52,12 +54,20 @@ def backup(site: Site, models: Sequence[str] = (), *, to: str | None = None, run
         log.warning("the config has no replicas: there is nowhere to back up to")
     proven: dict[tuple[str, str], Finding] = {}
     reports = {name: Report("backup") for name in targets}
+    before = shapes(site, targets)
 
     def in_turn(names: Sequence[str]) -> None:
         for name in names:
             with reports[name].collecting():
+                keep_to_hours(site, name, by_name=bool(to))
+                late = closed(site, name)
+                if late is not None and not dry_run:
+                    if not to:
+                        reports[name].rows += skipped(site, chosen, name, late)
+                        continue
+                    log.info("%s; it was asked for by name, so this goes on", late.message)
                 try:
-                    _to_replica(site, chosen, name, reports[name], proven, run)
+                    _to_replica(site, chosen, name, reports[name], proven, run, dry_run)
                 except MountAbsent as error:
                     if to:
                         raise
@@ -73,6 +83,10 @@ def backup(site: Site, models: Sequence[str] = (), *, to: str | None = None, run
     for one in reports.values():
         report.rows += one.rows
         report.errors += one.errors
+        report.extra.setdefault("plan", {}).update(one.extra.get("plan", {}))
+    _tell_of_traffic(site, report, before, dry_run)
+    if dry_run:
+        return report.close()
     for model in chosen:
         with report.collecting():
             check_copies(site, model)
@@ -92,7 +106,21 @@ def _by_disk(site: Site, names: Sequence[str]) -> list[list[str]]:
     return list(disks.values())
 
 
-def _to_replica(site: Site, chosen: Sequence[str], name: str, report: Report, proven: dict[tuple[str, str], Finding], run: Run) -> None:
+def _tell_of_traffic(site: Site, report: Report, before: Mapping[str, Shape], dry_run: bool) -> None:
+    traffic = {} if dry_run else tell_traffic(site, before)
+    plan = report.extra.pop("plan", {})
+    if dry_run:
+        report.extra["plan"] = plan
+    if traffic:
+        report.extra["traffic"] = traffic
+    notes = [sentence(name, told, ahead=dry_run) for name, told in (plan if dry_run else traffic).items()]
+    if notes:
+        report.extra["note"] = "; ".join(notes)
+
+
+def _to_replica(
+    site: Site, chosen: Sequence[str], name: str, report: Report, proven: dict[tuple[str, str], Finding], run: Run, dry_run: bool = False
+) -> None:
     """:raises MountAbsent: before anything was written, when the drive is not there or is another one."""
     replica = site.replicas[name]
     replica.ready(write=False)
@@ -100,7 +128,11 @@ def _to_replica(site: Site, chosen: Sequence[str], name: str, report: Report, pr
     for model in chosen:
         with report.collecting():
             plans[model] = _plan(site, model, replica, run)
-    if not plans:
+    if dry_run:
+        report.extra["plan"] = {name: plan_traffic(site, name, {model: (plan.manifest, plan.todo) for model, plan in plans.items()})}
+        for plan in plans.values():
+            _tell_plan(report, replica, plan)
+    if not plans or dry_run:
         return
     replica.ready(write=True)
     warn_of_weakness(site, replica)
@@ -190,8 +222,12 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
         # The drive went away, or is full: what is there stays and is counted, the rest is for the next run.
         whole = False
         done = {one.path for one in carried}
-        carried += [Carried(path, "refused") for path in sorted(todo - done)]
-        report.errors.append(error)
+        if isinstance(error, OutsideHours):
+            log.warning("%s", error.message)
+            carried += [Carried(path, "skipped") for path in sorted(todo - done)]
+        else:
+            carried += [Carried(path, "refused") for path in sorted(todo - done)]
+            report.errors.append(error)
     if whole and isinstance(replica, FolderCopy) and not plan.settled:
         _settle(site, replica, manifest, manifest.files)
     if whole and not store_settled:
@@ -204,6 +240,21 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
     for one in protected:
         facts = {"action": one.action, "bytes_written": one.bytes_written, "commit": manifest.commit, "role": "parity"}
         report.rows.append(Row(model, one.path, replica.name, replica.where(manifest, one.path), facts))
+
+
+def _tell_plan(report: Report, replica: Copy, plan: Plan) -> None:
+    """Rows of what would be done; what is bad in the replica would be refused, and is told as it would be."""
+    for entry in plan.manifest.files:
+        found = plan.there.get(entry.path)
+        verdict = "ok" if plan.settled or found is None else found.verdict
+        action = {"ok": "unchanged", "missing": "would-copy"}.get(verdict, "refused")
+        facts: dict[str, object] = {"action": action, "bytes_written": 0, "commit": plan.manifest.commit}
+        if action == "would-copy":
+            facts["size_bytes"] = entry.size_bytes
+        where = replica.where(plan.manifest, entry.path)
+        report.rows.append(Row(plan.manifest.model, entry.path, replica.name, where, facts, 1 if action == "refused" else 0))
+        if action == "refused" and found is not None:
+            report.errors.append(_bad_there(replica, plan.manifest, entry, found))
 
 
 def _tell(report: Report, replica: Copy, manifest: Manifest, carried: Sequence[Carried]) -> None:

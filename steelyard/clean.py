@@ -6,10 +6,11 @@ import ctypes
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from steelyard.caches import caches
+from steelyard.clean_bucket import clean_bucket
 from steelyard.copies.folder import FolderCopy, below
 from steelyard.copies.mount import MountReplica
 from steelyard.disk import device_of, errors_of, fsync_folder, gb, make_folder
@@ -21,6 +22,7 @@ from steelyard.names import OURS
 from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.superseded import GOING, superseded_revisions, superseded_snapshots
+from steelyard.traffic import bucket_of
 
 log = logging.getLogger("steelyard")
 
@@ -35,8 +37,11 @@ def clean(site: Site, *, apply: bool = False, pip: bool = False) -> Report:
         guard = Guard(site)
         with _measured(site, report if apply else None):
             for name, copy in site.copies.items():
+                if (bucket := bucket_of(site, name)) is not None:
+                    with report.collecting(), site.writing(name, list(site.config.models), "clean") if apply else nullcontext():
+                        bucket.ready(write=False)
+                        clean_bucket(site, bucket, report, apply=apply)
                 if not isinstance(copy, FolderCopy):
-                    log.info("%s: what is superseded there is left to the bucket's own lifecycle rules", name)
                     continue
                 with report.collecting(), ExitStack() as locks:
                     try:

@@ -142,15 +142,19 @@ def load(
 
 
 @app.command
-def backup(*models: Models, to: str | None = None, common: Common = COMMON) -> Asked:
+def backup(
+    *models: Models, to: str | None = None, dry_run: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON
+) -> Asked:
     """Bring replicas up to date: only proven bytes are carried, nothing is deleted or overwritten.
 
     Parameters
     ----------
     to
         One replica by name; its drive must then be there. None: all, and an absent drive is skipped.
+    dry_run
+        Only say what would be copied, and for a bucket the requests, bytes and (with prices in the config) the cost.
     """
-    return Call("backup", common.config, {"models": models, "to": to})
+    return Call("backup", common.config, {"models": models, "to": to, "dry_run": dry_run})
 
 
 @app.command
@@ -320,20 +324,24 @@ def views(kind: Literal["copy", "reflink", "hardlink", "auto"], *, common: Commo
 
 
 @app.command
-def target(name: str, *, forget: str | None = None, common: Common = COMMON) -> Asked:
+def target(
+    name: str, *, forget: str | None = None, versioning: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON
+) -> Asked:
     """Put the marker on a replica's drive or bucket and probe what it can do; from then on no other drive is taken for it.
 
     Parameters
     ----------
     forget
         The id of a drive (its first digits) that is no longer expected.
+    versioning
+        Have the bucket keep older versions from now on; without this it is only told whether it does.
     """
 
     def make() -> Report:
         from steelyard.site import Site
         from steelyard.target import target as mark
 
-        return mark(Site.open(common.config), name, forget=forget)
+        return mark(Site.open(common.config), name, forget=forget, versioning=versioning)
 
     return Direct("target", make)
 

@@ -49,6 +49,8 @@ class S3Config(Part):
     """`scrub` reads a share of the bytes back each time, so that each is read once in this many days; without it whole files, oldest proof first."""
     egress_per_day: Size | None = None
     """`scrub` reads back no more than this in a day (UTC)."""
+    orphan_age: Duration = 7 * 86400.0
+    """An upload of ours that was begun longer ago and never finished is ended: its parts cost money and nobody sees them."""
     bandwidth: Rate | None = None
     """Longest pace of uploads and of reading back for a proof [bytes/s]; a restore takes what the line gives."""
     window: UploadWindow | None = None

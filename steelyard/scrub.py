@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from steelyard.config import parse_duration, parse_size
 from steelyard.copies.base import Copy, Look
@@ -17,6 +19,7 @@ from steelyard.parity import held_parity
 from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.steps import Run, run_here
+from steelyard.traffic import bucket_of, closed
 from steelyard.verify import finding_row, judge_files
 from steelyard.watch import current_watch
 
@@ -74,8 +77,10 @@ def scrub(site: Site, models: Sequence[str] = (), *, budget: str | None = None, 
         log.warning("on battery: nothing was read; the next scrub goes on with the oldest look")
         report.extra["note"] = "skipped: on battery"
         return report.close()
+    started = time.monotonic()
+    read_bytes = _roll(site, chosen, allowed, report, run)
     queue = run(find_due, site, chosen)
-    started, read_bytes, done = time.monotonic(), 0, 0
+    done = 0
     for due in queue:
         if done and not allowed.allows(read_bytes, started):
             break
@@ -94,31 +99,95 @@ def scrub(site: Site, models: Sequence[str] = (), *, budget: str | None = None, 
     return report.close()
 
 
+def _roll(site: Site, chosen: Sequence[str], allowed: Budget, report: Report, run: Run) -> int:
+    """The share of each bucket that its config asks for (proof_days, egress_per_day); bytes read."""
+    total = 0
+    for name in site.replicas:
+        replica = bucket_of(site, name)
+        if replica is None or not replica.looker.rolls:
+            continue
+        if (late := closed(site, name)) is not None:
+            log.warning("%s is passed over: %s", name, late.message)
+            continue
+        with report.collecting():
+            left = None if allowed.size_bytes is None else max(0, allowed.size_bytes - total)
+            facts, rows = run(read_share, site, name, chosen, left)
+            report.rows += rows
+            report.extra.setdefault("shares", {})[name] = facts
+            total += facts["bytes_read"]
+    return total
+
+
+def read_share(site: Site, name: str, models: Sequence[str], most_bytes: int | None) -> tuple[dict[str, Any], list[Row]]:
+    """Step: read back what is due of a bucket, longest unread first, and record what it proved. Facts about the whole, and a row a file.
+
+    :raises OtherSide: when the store is away; what was read before is noted.
+    """
+    replica = bucket_of(site, name)
+    assert replica is not None
+    replica.ready(write=False)
+    manifests = _manifests(site, name, replica, models)
+    allowance, done = replica.looker.roll(manifests, most_bytes)
+    rows = []
+    for share, finding in done:
+        if finding.verdict != "unverified":  # a part of it read says nothing against what was proven of the whole before
+            site.history.record(name, share.manifest.model, share.manifest.commit, share.entry.path, finding)
+        row = finding_row(replica, share.manifest, share.entry.path, finding, share.manifest.commit)
+        rows.append(replace(row, facts={**row.facts, "bytes_read": finding.bytes_read}))
+        if not finding.ok:
+            log.error("%s · %s in %s: %s %s", share.manifest.model, share.entry.path, name, finding.verdict, finding.why)
+    wanted = replica.settings.proof_days
+    cycle = allowance.cycle_days
+    if wanted and cycle is not None and cycle > wanted + 0.5:
+        log.warning(
+            "%s: egress_per_day is too small to read %s once in %d days; it takes %.0f", name, gb(allowance.total_bytes), wanted, cycle
+        )
+    facts = {
+        "bytes_read": sum(finding.bytes_read for _, finding in done),
+        "allowed_bytes": allowance.now_bytes,
+        "total_bytes": allowance.total_bytes,
+        "never_read_bytes": allowance.never_bytes,
+        "oldest": datetime.fromtimestamp(allowance.oldest, UTC).isoformat(timespec="seconds") if allowance.oldest else None,
+        "cycle_days": None if cycle is None else round(cycle, 1),
+    }
+    return facts, rows
+
+
 def find_due(site: Site, models: Sequence[str]) -> list[Due]:
     """Every file of every copy that can be read now, longest unproven first."""
     found: list[Due] = []
     for name, copy in site.copies.items():
+        if (bucket := bucket_of(site, name)) is not None and (bucket.looker.rolls or closed(site, name)):
+            continue  # a share of it was read, or its hours are others
         try:
             copy.ready(write=False)
         except SteelyardError as error:
             log.warning("%s is passed over: %s", name, error)
             continue
-        for model in models:
-            locked = site.locked_model(model)
-            if locked is None:
-                continue
-            for commit in [locked.commit] if name in {"store", "hub-cache"} else copy.commits(model):
-                try:
-                    manifest = site.manifest(model, commit)
-                    if not manifest.files and name in site.replicas:
-                        manifest = copy.manifest(model, commit) or manifest
-                except SteelyardError as error:
-                    log.warning("%s · %s: %s", name, model, error)
-                    continue
-                proofs = site.history.latest_of(name, model, commit)
-                for held in (manifest, _parity_of(copy, manifest)):
-                    found += [Due(last.at if (last := proofs.get(one.path)) else "", name, held, one) for one in held.files] if held else []
+        for manifest in _manifests(site, name, copy, models):
+            proofs = site.history.latest_of(name, manifest.model, manifest.commit)
+            for held in (manifest, _parity_of(copy, manifest)):
+                found += [Due(last.at if (last := proofs.get(one.path)) else "", name, held, one) for one in held.files] if held else []
     return sorted(found, key=lambda due: due.at)
+
+
+def _manifests(site: Site, name: str, copy: Copy, models: Sequence[str]) -> list[Manifest]:
+    """What there is to read in a copy: each snapshot of each model that was agreed on."""
+    found = []
+    for model in models:
+        locked = site.locked_model(model)
+        if locked is None:
+            continue
+        for commit in [locked.commit] if name in {"store", "hub-cache"} else copy.commits(model):
+            try:
+                manifest = site.manifest(model, commit)
+                if not manifest.files and name in site.replicas:
+                    manifest = copy.manifest(model, commit) or manifest
+            except SteelyardError as error:
+                log.warning("%s · %s: %s", name, model, error)
+                continue
+            found.append(manifest)
+    return found
 
 
 def _parity_of(copy: Copy, manifest: Manifest) -> Manifest | None:

@@ -12,15 +12,16 @@ from pathlib import Path
 from steelyard.config import S3Config
 from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader, Rotten
 from steelyard.copies.s3_abilities import Abilities, find_out, remember, remembered
+from steelyard.copies.s3_bucket import versioning_of
 from steelyard.copies.s3_client import PATIENCE_S, Bucket
 from steelyard.copies.s3_look import Looker
 from steelyard.copies.s3_memory import SWEEP_FROM_FILES
-from steelyard.copies.s3_objects import Layout, Seen, head
+from steelyard.copies.s3_objects import Layout, Seen, head, listing
 from steelyard.copies.s3_parts import MIN_PART_BYTES, CopyFrom, part_size, parts_of
 from steelyard.copies.s3_plan import plan_shape
 from steelyard.copies.s3_proof import by_head
 from steelyard.copies.s3_quarantine import keep_ranges, set_aside
-from steelyard.copies.s3_records import list_commits, read_manifest, write_records
+from steelyard.copies.s3_records import list_sealed, read_manifest, write_records
 from steelyard.copies.s3_reuse import COPY_AT_LEAST, COPY_WHOLE_BYTES, Older, copy_whole, same_content, same_parts
 from steelyard.copies.s3_source import S3Source
 from steelyard.copies.s3_upload import Sender, Sent
@@ -28,12 +29,11 @@ from steelyard.copies.s3_uploads import Uploads
 from steelyard.errors import Corrupt, Missing
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.money import Shape
+from steelyard.names import OURS
 from steelyard.pieces import in_threads
 from steelyard.records import is_record
 from steelyard.watch import current_watch
 
-ORPHAN_AGE_S = 7 * 86400.0
-"""Open uploads of ours older than this are aborted when a snapshot is sealed."""
 READY_PATIENCE_S = 5.0  # ready() tells soon that a store is away; work under way is more patient
 
 
@@ -111,6 +111,10 @@ class S3Replica:
         """Requests and bytes that bringing *todo* will take; nothing is written."""
         return plan_shape(manifest, todo, self._older, self.settings.part_size)
 
+    def stored_bytes(self) -> int:
+        """What lies below the prefix now, records and quarantine too; older versions of a bucket that keeps them are not seen."""
+        return sum(size for _, size, _ in listing(self.bucket, self.layout.ours("").removesuffix(f"{OURS}/")))
+
     def goes_with_others(self, entry: FileEntry) -> bool:
         """Whether a file is one request, so that several are well brought at once."""
         return entry.size_bytes <= part_size(entry, self.settings.part_size)
@@ -142,6 +146,7 @@ class S3Replica:
         """
         if self._is_known(manifest, entry):
             return Brought("unchanged", 0)
+        self.bucket.check_hours()
         key = self.layout.key(manifest, entry.path)
         over = None if self._is_free(manifest, entry) else head(self.bucket, key)
         if over is not None:
@@ -246,7 +251,19 @@ class S3Replica:
     # --- the records
 
     def commits(self, model: str) -> list[str]:
-        return list_commits(self.bucket, self.layout, model)
+        return [commit for commit, _ in self.sealed(model)]
+
+    def sealed(self, model: str) -> list[tuple[str, int]]:
+        """Commits, and when each was sealed [ns since 1970], oldest first."""
+        return list_sealed(self.bucket, self.layout, model)
+
+    def forget(self, model: str) -> None:
+        """What was read of its snapshots: some are not there any more."""
+        self._older.forget(model)
+
+    def keeps_versions(self) -> bool:
+        """Whether the bucket keeps what is overwritten or deleted; where we may not ask, it is taken for one that does not."""
+        return versioning_of(self.bucket) in {"on", "suspended"}
 
     def manifest(self, model: str, commit: str) -> Manifest | None:
         return read_manifest(self.bucket, self.layout, model, commit)
@@ -262,12 +279,12 @@ class S3Replica:
                 raise Missing(path=self.where(manifest, entry.path), hint=f"run: steelyard backup --to {self.name}")
         write_records(self._sender(), self.layout, manifest)
         self._older.forget(manifest.model)
-        self.orphans_aborted += self.uploads.sweep(ORPHAN_AGE_S)
+        self.orphans_aborted += self.uploads.sweep(self.settings.orphan_age)
 
     def strays(self, manifest: Manifest) -> list[str]:
         known = {entry.path for entry in manifest.files}
         return sorted(path for path in self.snapshot_listing(manifest) if path and path not in known and not is_record(path))
 
-    def abort_orphans(self, older_than_s: float = ORPHAN_AGE_S) -> int:
+    def abort_orphans(self, older_than_s: float | None = None) -> int:
         """Abort open uploads of ours begun longer ago than *older_than_s* and return how many; others' are left."""
-        return self.uploads.sweep(older_than_s)
+        return self.uploads.sweep(self.settings.orphan_age if older_than_s is None else older_than_s)

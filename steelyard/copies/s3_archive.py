@@ -29,6 +29,7 @@ class Archive:
         self._bucket = bucket
         self._path = folder / "archive" / f"{bucket.identity}.json"
         self._lock = threading.Lock()
+        self._told_now: dict[tuple[str, str], Archived] = {}
 
     def ask_back(self, seen: Seen) -> Archived:
         """Have the store begin to bring an object back, unless it is at it already; the error that says when to come again.
@@ -36,6 +37,8 @@ class Archive:
         :raises AccessDenied: where the credentials may not (s3:RestoreObject). :raises Unreachable:
         """
         with self._lock:
+            if (told := self._told_now.get((seen.key, seen.etag))) is not None:
+                return told  # *seen* is older than our asking
             asked = self._load()
             before = asked.get(seen.key)
             if seen.on_its_way and before is not None and before["etag"] == seen.etag:
@@ -52,7 +55,8 @@ class Archive:
             now = datetime.now(UTC)
             asked[seen.key] = {"etag": seen.etag, "at": now.isoformat(timespec="seconds"), "tier": settings.archive_tier}
             self._keep(asked, now)
-            return self._told(seen, now, settings.archive_tier)
+            told = self._told_now[(seen.key, seen.etag)] = self._told(seen, now, settings.archive_tier)
+            return told
 
     def _told(self, seen: Seen, at: datetime | None, tier: str) -> Archived:
         kind = seen.archive_status or seen.storage_class

@@ -8,15 +8,16 @@ import threading
 from collections import Counter
 from collections.abc import Collection
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from steelyard.config import S3Config
 from steelyard.copies.s3_errors import SILENCE_S, Kind, Told, mapped_errors
-from steelyard.errors import BadAnswer, Unreachable
+from steelyard.errors import BadAnswer, OutsideHours, Unreachable
 from steelyard.money import Shape
 from steelyard.names import slug
-from steelyard.pace import SlowBody, Throttle
+from steelyard.pace import SlowBody, Throttle, Window
 from steelyard.watch import Watch, current_watch
 from steelyard.weather import Patience, Reaction, Trouble
 
@@ -54,6 +55,8 @@ class Bucket:
         self.endpoint = without_secrets(settings.endpoint_url) if settings.endpoint_url else ""
         self.who = f"{name} (s3://{settings.bucket}{f' at {self.endpoint}' if self.endpoint else ''})"
         self.requests: Counter[str] = Counter()
+        self.hours: Window | None = None
+        """A scheduled round sends nothing outside these hours; None: at any time."""
         self.bytes_up = 0
         self.bytes_down = 0
         self.throttle = Throttle(settings.bandwidth or 0)
@@ -73,6 +76,11 @@ class Bucket:
         """What was asked and moved so far."""
         with self._lock:
             return Shape(Counter(self.requests), self.bytes_up, self.bytes_down)
+
+    def check_hours(self) -> None:
+        """:raises OutsideHours: when the hours of the round have ended."""
+        if self.hours is not None and not self.hours.is_open(datetime.now()):
+            raise OutsideHours(why=f"{self.who}: its hours ({self.hours}) have ended; the next round goes on from here")
 
     def came(self, count: int) -> None:
         """*count* more bytes of an object were read."""
@@ -156,7 +164,7 @@ class Bucket:
 
         settings = self.settings
         session = boto3.session.Session()
-        path_style = settings.path_style if settings.path_style is not None else settings.endpoint_url is not None
+        style = {True: "path", False: "virtual", None: "path" if settings.endpoint_url else "auto"}[settings.path_style]
         client = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
@@ -165,7 +173,7 @@ class Bucket:
             verify=str(settings.ca_bundle) if settings.ca_bundle else None,
             config=Config(
                 s3={
-                    "addressing_style": "path" if path_style else "auto",
+                    "addressing_style": style,
                     # The store checks each body by its CRC-64; a SHA-256 of it for the signature would halve the speed.
                     "payload_signing_enabled": False,
                 },

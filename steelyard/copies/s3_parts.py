@@ -96,6 +96,7 @@ class PartsRun:
         with watch.job(f"{self.entry.path} → {self.bucket.name}", self.entry.size_bytes) as job:
 
             def one(part: Part) -> None:
+                self.bucket.check_hours()
                 try:
                     done[part.number] = self._one(part, there.get(part.number), watch, trust=trust)
                 except Told as told:

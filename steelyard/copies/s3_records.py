@@ -39,8 +39,11 @@ def read_manifest(bucket: Bucket, layout: Layout, model: str, commit: str) -> Ma
     return None
 
 
-def list_commits(bucket: Bucket, layout: Layout, model: str) -> list[str]:
-    """Commits of sealed snapshots in the order of sealing, which stands in the manifest's metadata (S3's own times are whole seconds)."""
+def list_sealed(bucket: Bucket, layout: Layout, model: str) -> list[tuple[str, int]]:
+    """Commits of sealed snapshots and when that was [ns since 1970], oldest first.
+
+    It stands in the manifest's metadata; S3's own times are whole seconds.
+    """
     found = []
     for prefix, size, _ in listing(bucket, layout.models(model), delimiter="/"):
         commit = prefix.rstrip("/").rpartition("/")[2]
@@ -51,7 +54,7 @@ def list_commits(bucket: Bucket, layout: Layout, model: str) -> list[str]:
             if seen is not None:
                 found.append((seen.sealed_ns, commit))
                 break
-    return [commit for _, commit in sorted(found)]
+    return [(commit, at) for at, commit in sorted(found)]
 
 
 def write_records(sender: Sender, layout: Layout, manifest: Manifest) -> None:

@@ -110,14 +110,18 @@ class Uploads:
                 self.forget(ours.pop(upload_id))
         return list(ours.values()), set(listed)
 
+    def ours(self) -> list[OpenUpload]:
+        """Every upload that a record of ours names, in the bucket or on this machine."""
+        found = {one.upload_id: one for one in self._recorded(self.layout.ours("uploads/"))}
+        for upload in self.journal.uploads():
+            found.setdefault(upload.upload_id, upload)
+        return list(found.values())
+
     def sweep(self, older_than_s: float) -> int:
         """Abort our open uploads that were begun longer ago than *older_than_s*; how many. Others' are left."""
         before = datetime.now(UTC) - timedelta(seconds=older_than_s)
         aborted = 0
-        ours = {one.upload_id: one for one in self._recorded(self.layout.ours("uploads/"))}
-        for upload in self.journal.uploads():
-            ours.setdefault(upload.upload_id, upload)
-        for upload in ours.values():
+        for upload in self.ours():
             if datetime.fromisoformat(upload.begun_at) <= before:
                 self.abort(upload)
                 aborted += 1

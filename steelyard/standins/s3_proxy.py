@@ -5,6 +5,8 @@ Requests are passed on byte for byte with the Host they were signed for, so the 
     proxy.fault(flip_up(at=1000), method="PUT", query="partNumber=2")
     proxy.fault(reset(), times=5)
     with proxy.weather(answer(503), seconds=60): …
+
+It also plays an archive, which no server of one's own has: proxy.archive("weights.pt") lets HEAD say so, refuses GET and takes RestoreObject.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -90,6 +93,28 @@ class Seen:
     status: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    body: bytes = field(default=b"", repr=False)
+    """Of a request to bring something back."""
+
+
+@dataclass
+class Archived:
+    """Objects with *key* in theirs that lie in an archive. *state*: asleep, then ongoing once asked back, and awake when a test says so."""
+
+    key: str
+    storage_class: str
+    state: Literal["asleep", "ongoing", "awake"] = "asleep"
+    asked: int = 0
+
+    @property
+    def headers(self) -> bytes:
+        restore = {
+            "asleep": "",
+            "ongoing": 'ongoing-request="true"',
+            "awake": 'ongoing-request="false", expiry-date="Fri, 21 Dec 2012 00:00:00 GMT"',
+        }
+        line = f"x-amz-restore: {restore[self.state]}\r\n" if self.state != "asleep" else ""
+        return f"x-amz-storage-class: {self.storage_class}\r\n{line}".encode()
 
 
 @dataclass
@@ -124,12 +149,14 @@ class Hangup(Exception):
 class S3Proxy:
     """Stands before 127.0.0.1:*port*. Use as a context manager; *requests* is the log."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._upstream = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = int(self._listener.getsockname()[1])
         self.requests: list[Seen] = []
         self._rules: list[_Rule] = []
+        self._archived: list[Archived] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._open: set[socket.socket] = set()
@@ -137,7 +164,7 @@ class S3Proxy:
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     # --- asking for faults
 
@@ -150,6 +177,13 @@ class S3Proxy:
         """
         with self._lock:
             self._rules.append(_Rule(fault, method, key, query, header, skip, times))
+
+    def archive(self, key: str, storage_class: str = "GLACIER") -> Archived:
+        """From now on objects with *key* in theirs lie in an archive; set the state of what is returned to let time pass."""
+        one = Archived(key, storage_class)
+        with self._lock:
+            self._archived.append(one)
+        return one
 
     @contextlib.contextmanager
     def weather(self, fault: Fault, seconds: float) -> Iterator[None]:
@@ -167,6 +201,7 @@ class S3Proxy:
         """Forget faults and log."""
         with self._lock:
             self._rules.clear()
+            self._archived.clear()
             self.requests.clear()
 
     def count(self, method: str = "", key: str = "", query: str = "") -> int:
@@ -212,6 +247,8 @@ class S3Proxy:
             self._open.add(client)
         try:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True)
             server = socket.create_connection(self._upstream, timeout=60)
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             ends = _Stream(client), _Stream(server)
@@ -244,6 +281,9 @@ class S3Proxy:
         if kind == "reset":
             raise Hangup(hard=True)
         length = _length(head)
+        frozen = next((one for one in self._archived if one.key in seen.key), None)
+        if frozen is not None and self._keeps(frozen, client, seen, length):
+            return True
         if fault is not None and kind == "answer":
             for block in client.body(length):
                 seen.bytes_up += len(block)
@@ -264,9 +304,28 @@ class S3Proxy:
                 raise Hangup(hard=True)
             server.send(block)
             seen.bytes_up += len(block)
-        return self._answer(client, server, seen, fault, method == b"HEAD")
+        return self._answer(client, server, seen, fault, method == b"HEAD", frozen.headers if frozen and method == b"HEAD" else b"")
 
-    def _answer(self, client: _Stream, server: _Stream, seen: Seen, fault: Fault | None, bodyless: bool) -> bool:
+    @staticmethod
+    def _keeps(frozen: Archived, client: _Stream, seen: Seen, length: int) -> bool:
+        """Answer as an archive does, where it would not let the request through to the bytes."""
+        code, status = "", 0
+        if seen.method == "POST" and seen.query.startswith("restore"):
+            seen.body = b"".join(client.body(length))
+            frozen.asked += 1
+            code, status = ("RestoreAlreadyInProgress", 409) if frozen.state == "ongoing" else ("", 202)
+            if frozen.state == "asleep":
+                frozen.state = "ongoing"
+        elif seen.method == "GET" and not seen.query and frozen.state != "awake":
+            code, status = "InvalidObjectState", 403
+        if not status:
+            return False
+        seen.status = status
+        body = f"<Error><Code>{code}</Code><Message>as it says</Message></Error>".encode() if code else b""
+        client.send(b"HTTP/1.1 %d Archive\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+        return True
+
+    def _answer(self, client: _Stream, server: _Stream, seen: Seen, fault: Fault | None, bodyless: bool, more: bytes = b"") -> bool:
         head = server.head()
         while head.startswith(b"HTTP/1.1 100"):
             client.send(head)
@@ -284,7 +343,7 @@ class S3Proxy:
             raise Hangup(hard=True)
         if fault is not None and kind == "stall" and at == 0:
             self._closing.wait(fault.seconds)
-        client.send(head)
+        client.send(head[:-2] + more + b"\r\n" if more else head)
         for block in server.body(length):
             if kind == "flip-down" and seen.bytes_down <= at < seen.bytes_down + len(block):
                 block = _flipped(block, at - seen.bytes_down)
