@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from steelyard.config import S3Config
@@ -164,7 +164,9 @@ class Bucket:
 
         settings = self.settings
         session = boto3.session.Session()
-        style = {True: "path", False: "virtual", None: "path" if settings.endpoint_url else "auto"}[settings.path_style]
+        style: Literal["path", "virtual", "auto"] = "path" if settings.endpoint_url else "auto"
+        if settings.path_style is not None:
+            style = "path" if settings.path_style else "virtual"
         client = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
