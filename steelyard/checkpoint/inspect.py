@@ -118,6 +118,9 @@ class _Draft:
         self.metadata: Mapping[str, Any] = {}
 
 
+_OTHER_ZIPS = frozenset({"plain-zip", "numpy", "torch-export", "torch-package"})
+"""Reasons that say that a zip is whole, and no torch.save's."""
+
 _READERS: dict[str, tuple[Format, Callable[[RangeReader], tuple[tuple[TensorInfo, ...], dict[str, Any], list[Reason]]]]] = {
     "safetensors": ("safetensors", read_safetensors),
     "gguf": ("gguf", read_gguf),
@@ -130,7 +133,12 @@ def _read(reader: RangeReader, allow: frozenset[str], draft: _Draft) -> Kind:
     kind = sniff(head, reader.size_bytes).kind
     if kind == "zip":
         draft.format = "torch-zip"
-        archive = read_torch_zip(reader, allow)
+        try:
+            archive = read_torch_zip(reader, allow)
+        except NotWeights as error:
+            if error.reason.code in _OTHER_ZIPS:
+                draft.format = "unknown"
+            raise
         draft.format, draft.metadata = archive.format, archive.metadata
         draft.reasons += archive.reasons
         draft.globals = archive.pickle.globals

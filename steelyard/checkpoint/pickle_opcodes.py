@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from steelyard.checkpoint.pickle_rebuild import rebuilt, stored
+from steelyard.checkpoint.pickle_rebuild import NESTED_STORAGE, rebuilt, stored
 from steelyard.checkpoint.pickle_values import Global, Opaque, PDict, PStorage
 from steelyard.checkpoint.reasons import NotWeights, Reason, shown
 from steelyard.checkpoint.trust import normal_name
@@ -55,6 +55,8 @@ class Machine:
         self.copied = 0
         self.unsafe_opcodes: set[str] = set()
         self.calls_value = False
+        self.nested: list[Any] = []
+        """What torch.storage._load_from_bytes would be called with."""
         self.found = PickleWalk()
 
     def run(self) -> None:
@@ -234,6 +236,8 @@ def _reduce(m: Machine) -> None:
     function = m.stack.pop()
     if not isinstance(function, Global):
         m.calls_value = True
+    elif function.path == NESTED_STORAGE:
+        m.nested.append(args[0] if isinstance(args, tuple) and len(args) == 1 else None)
     m.stack.append(rebuilt(function, args, m.spend))
 
 
@@ -246,11 +250,13 @@ def _newobj_ex(m: Machine) -> None:
 def _inst(m: Machine) -> None:
     function = m.name(m.line(), m.line())
     args = tuple(m.since_mark())
+    m.nested += [None] if function.path == NESTED_STORAGE else []
     m.stack.append(rebuilt(function, args, m.spend))
 
 
 def _obj(m: Machine) -> None:
     items = m.since_mark()
+    m.nested += [None] if isinstance(items[0], Global) and items[0].path == NESTED_STORAGE else []
     m.stack.append(rebuilt(items[0], tuple(items[1:]), m.spend))
 
 

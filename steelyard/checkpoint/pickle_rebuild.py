@@ -10,6 +10,7 @@ from steelyard.checkpoint.pickle_values import Global, Opaque, PDict, PStorage, 
 from steelyard.checkpoint.reasons import NotWeights, shown
 
 _MAX_DIMS = 64
+NESTED_STORAGE = "torch.storage._load_from_bytes"
 _ARGUMENTS: dict[str, tuple[int, int]] = {
     "torch._utils._rebuild_tensor": (4, 4),
     "torch._utils._rebuild_tensor_v2": (6, 7),
@@ -100,7 +101,9 @@ def _dict(args: tuple[Any, ...], spend: Spend) -> PDict:
     return made
 
 
-def _tensor(path: str, args: tuple[Any, ...], dtype: str | None) -> PTensor:
+def _tensor(path: str, args: tuple[Any, ...], dtype: str | None) -> PTensor | Opaque:
+    if isinstance(args[0], Opaque) and args[0].made_by == NESTED_STORAGE:
+        return Opaque(path, args)  # pickle.dump of a tensor: its storage is a checkpoint of its own, in the pickle's bytes
     if not isinstance(args[0], PStorage):
         raise NotWeights("pickle-broken", f"{path} without a storage")
     storage, offset = args[0], args[1]

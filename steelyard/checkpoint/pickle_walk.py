@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import struct
+from typing import Any
 
 from steelyard.checkpoint.pickle_opcodes import Machine, PickleWalk, Truncated
+from steelyard.checkpoint.pickle_rebuild import NESTED_STORAGE
 from steelyard.checkpoint.reasons import NotWeights, Reason, shown
 from steelyard.checkpoint.trust import is_dangerous, judge_global, normal_name
 
@@ -15,6 +17,9 @@ MAX_PICKLE_BYTES = 32 * 1024 * 1024
 """A 5 GB checkpoint's pickle has about 0.2 MB; one with optimizer state and ten thousand tensors 3 MB."""
 MAX_OPCODES = 600_000
 """Stable Diffusion takes 30,000; one with 20,000 tensors 500,000. Walking this many takes about a second."""
+
+_NESTED_STREAMS = 5
+_NESTED_OPCODES = 1000
 
 _NAME = re.compile(rb"[ci]([A-Za-z_][A-Za-z0-9_.]{0,200})\n([A-Za-z_][A-Za-z0-9_.]{0,200})\n")
 
@@ -72,6 +77,8 @@ def _judge_globals(machine: Machine, allow: frozenset[str], torchscript: bool, w
     dangerous: list[str] = []
     for path in machine.named:
         trust = judge_global(path, allow, torchscript=torchscript)
+        if path == NESTED_STORAGE and found.complete and machine.nested and all(map(_plain_storage, machine.nested)):
+            trust = "unknown"  # it unpickles its argument unsafely, but what it is given here could do no harm
         found.globals[path] = trust
         if trust == "dangerous":
             dangerous.append(path)
@@ -88,6 +95,24 @@ def _judge_globals(machine: Machine, allow: frozenset[str], torchscript: bool, w
     if machine.unsafe_opcodes:
         names = ", ".join(sorted(machine.unsafe_opcodes))
         found.reasons.append(Reason("pickle-opcode", f"torch's safe loader does not take the pickle opcodes {names}", where))
+
+
+def _plain_storage(data: Any) -> bool:
+    """Whether *data* is a storage as pickle.dump of a tensor writes it: a legacy checkpoint whose streams name nothing but what a state dict needs."""
+    if not isinstance(data, bytes):
+        return False
+    at = 0
+    try:
+        for _ in range(_NESTED_STREAMS):
+            walked = walk(data, at, max_opcodes=_NESTED_OPCODES)
+            if not walked.complete or any(reason.code != "pickle-opcode" for reason in walked.reasons):
+                return False
+            if set(walked.globals.values()) - {"needed"}:
+                return False
+            at = walked.end
+    except Truncated:
+        return False
+    return True
 
 
 def _listed(names: list[str]) -> str:

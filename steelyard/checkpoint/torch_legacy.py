@@ -50,6 +50,13 @@ def read_torch_legacy(reader: RangeReader, allow: frozenset[str]) -> LegacyFile:
             found.reasons.append(problem)
             return found
     found.pickle = walks[3]
+    if any(storage.untyped for storage in found.pickle.storages.values()):
+        # torch/serialization.py, _legacy_load: it asks the class for its dtype, which an untyped one has not (seen with 2.13).
+        found.reasons.append(
+            Reason(
+                "no-loader", "untyped storages in the format from before 1.6, which torch's safe loader can't read: save it anew as a zip"
+            )
+        )
     keys = walks[4].value
     for reason in _place(reader, at, [str(key) for key in keys] if isinstance(keys, list) else [], found):
         found.reasons.append(reason)

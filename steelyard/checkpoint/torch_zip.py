@@ -23,6 +23,8 @@ _RECORD_VALUES: dict[str, re.Pattern[str]] = {
     ".data/serialization_id": re.compile("[0-9a-f]*"),
 }
 """The small records of an archive and what they may say (caffe2/serialize/versions.h; torch/serialization.py, _load)."""
+_PACKAGED = re.compile(r"[^/]+/\.data/(extern_modules|python_version|[0-9]+\.storage)")
+"""What only torch.package writes (torch/package/package_exporter.py)."""
 _PLAIN_RECORDS = frozenset(_RECORD_VALUES)
 _SCRIPT_PARTS = ("code/", "extra/", "constants/", "tensors/", "debug/", "traced_inputs/")
 _SCRIPT_RECORDS = frozenset(
@@ -228,6 +230,8 @@ def _other_zip(container: Container, root: str) -> NotWeights:
     names = [entry.name for entry in container.entries[:2000]]
     if any(name.endswith(("/archive_format", "/archive_version")) for name in names) or "serialized_exported_program.json" in names:
         return NotWeights("torch-export", "a torch.export program (.pt2): a graph with weights, not a state dict")
+    if any(_PACKAGED.fullmatch(name) for name in names):
+        return NotWeights("torch-package", "a torch.package archive: it carries Python sources that loading would run")
     if names and all(name.endswith(".npy") for name in names):
         return NotWeights("numpy", "a numpy archive (.npz), not a torch checkpoint")
     bad = [reason for reason in container.findings.reasons() if reason.verdict == "hostile"]

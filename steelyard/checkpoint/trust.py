@@ -87,6 +87,8 @@ _HARMLESS: frozenset[str] = frozenset(
         "functools.partial",  # schedulers are saved with it; alone it runs nothing, what it would run is listed by its own name
         "types.SimpleNamespace",
         "operator.itemgetter",
+        "joblib.numpy_pickle.NumpyArrayWrapper",  # how joblib marks an array; reads only its own file
+        "urllib.parse.ParseResult",
     }
 )
 

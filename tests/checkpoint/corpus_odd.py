@@ -148,6 +148,49 @@ def _other(title: str, code: str, data: bytes) -> None:
 
 
 _other("npy", "numpy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}" + bytes(100))
+
+
+def _torch_package() -> bytes:
+    """As torch.package lays it out: a pickle by its resource's name, sources, and no data.pkl."""
+    parts = {
+        ".data/version": b"6\n",
+        ".data/extern_modules": b"torch\n",
+        ".data/0.storage": bytes(16),
+        "m/model.pkl": b"\x80\x03N.",
+        "m.py": b"",
+    }
+    return zip_of([Part(f"pkg/{name}", data) for name, data in parts.items()])
+
+
+case("untrusted: a torch.package archive", "untrusted", "torch-package", format="unknown")(lambda _: _torch_package())
+
+
+@case("untrusted: a tensor by pickle.dump", "untrusted", "unknown-global", format="unknown")
+def _(_: str) -> bytes:
+    return pickle.dumps({"w": torch.ones(3), "b": torch.zeros(2)})
+
+
+@case("hostile: a pickle.dump whose inner storage is code", "hostile", "dangerous-global")
+def _(command: str) -> bytes:
+    class Code:
+        def __reduce__(self) -> tuple[object, ...]:
+            import os
+
+            return os.system, (command,)
+
+    inner = io.BytesIO()
+    torch.save(Code(), inner, _use_new_zipfile_serialization=False)
+
+    class Storage:
+        def __reduce__(self) -> tuple[object, ...]:
+            return torch.storage._load_from_bytes, (inner.getvalue(),)
+
+    return pickle.dumps({"w": Storage()})
+
+
+case("unsupported: legacy with untyped storages", "unsupported", "no-loader", format="torch-legacy")(
+    lambda _: saved({"w": torch.ones(8).to(torch.float8_e4m3fn)}, _use_new_zipfile_serialization=False)
+)
 _other("npz", "numpy", _npz())
 _other("gzip", "archive", gzip.compress(b"weights"))
 _other("tar", "torch-tar", _tar())
