@@ -1,4 +1,4 @@
-"""Writing past the page cache (O_DIRECT): gigabytes that nobody reads again soon neither push other programs' pages out nor cost a copy each.
+"""Reading and writing past the page cache (O_DIRECT): gigabytes that nobody wants again soon neither push other programs' pages out nor cost a copy each.
 
 Where the file system or the memory can't do it (tmpfs, FUSE, an odd offset), the bytes go the ordinary way; nobody needs to know.
 """
@@ -11,6 +11,9 @@ import os
 
 ALIGNED_BYTES = 4096
 """What every common device and file system is content with, for offsets, lengths and memory alike."""
+
+DIRECT_FROM_BYTES = 16 << 20
+"""Files from this size are worth it."""
 
 
 def aligned_buffer(size_bytes: int) -> memoryview:
@@ -41,4 +44,22 @@ def write_direct(fd: int, view: memoryview, offset: int) -> int:
             return done  # the memory is not aligned, or this file system wants larger steps
         if done % ALIGNED_BYTES:
             return done
+    return done
+
+
+def read_direct(fd: int, view: memoryview, offset: int) -> int:
+    """Fill as much of *view* as is aligned and return how much that was; the rest, and the end of the file, are the caller's. :raises OSError:"""
+    done, whole = 0, len(view) & -ALIGNED_BYTES
+    if offset % ALIGNED_BYTES:
+        return 0
+    while done < whole:
+        try:
+            got = os.preadv(fd, [view[done:whole]], offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return done
+        done += got
+        if got == 0 or done % ALIGNED_BYTES:
+            break
     return done

@@ -176,6 +176,16 @@ def mount_of(path: Path) -> Mount | None:
     return max(holding, key=lambda mount: len(mount.point.parts), default=None)
 
 
+def takes_direct(path: Path) -> bool:
+    """Whether large reads and writes there go best past the page cache: on a disk of this machine without a head to move.
+
+    There the kernel's own reading ahead is no help that a long read is not, and each page it keeps costs a copy. A file system in user space
+    or over the network keeps its own cache, which is not passed by that.
+    """
+    mount = mount_of(path)
+    return mount is not None and not mount.fstype.startswith("fuse") and _disk_node(path) is not None and not has_a_head_to_move(path)
+
+
 def probe_write(folder: Path) -> None:
     """Write, fsync and remove a small file: the only way to know that a file system takes writes.
 

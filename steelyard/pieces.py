@@ -19,15 +19,13 @@ from typing import TypeVar
 
 from blake3 import blake3
 
+from steelyard.direct import aligned_buffer
 from steelyard.errors import Range, Stopped, Unreadable
-from steelyard.source import ByteSource
+from steelyard.source import READ_BYTES, ByteSource
 
 MIB = 1 << 20
 PIECE_BYTES = 8 * MIB
 MAX_PIECES = 10_000
-SUB_READ_BYTES = 256 * 1024
-"""Digests are fed in reads of this size: it stays in the L2 cache, where a whole piece would not."""
-
 PIECES_AHEAD = 2
 """How far the kernel is asked to read ahead of a cold file's hashing."""
 
@@ -103,7 +101,7 @@ class Arrival:
     def buffers(self, size_bytes: int = MIB) -> Iterator[memoryview]:
         """Buffers to read into and feed, each exactly once, for ever; reused, because fresh ones cost a page fault for every 4 KiB."""
         # When feed() returns, at most *ahead* buffers wait and one is being digested: the one after those is free.
-        ring = [memoryview(bytearray(size_bytes)) for _ in range(self._ahead + 2)]
+        ring = [aligned_buffer(size_bytes) for _ in range(self._ahead + 2)]
         return itertools.cycle(ring)
 
     def feed(self, data: memoryview | bytes, done: Callable[[], None] | None = None) -> None:
@@ -239,7 +237,7 @@ def check_pieces(
     ranges = piece_ranges(size_bytes, piece_bytes)
 
     def look(index: int) -> None:
-        buffer = _thread_buffer(SUB_READ_BYTES)
+        buffer = _thread_buffer(getattr(source, "read_bytes", READ_BYTES))
         start, end = ranges[index]
         if read_ahead and (ahead := getattr(source, "read_ahead", None)) is not None:
             ahead(start + PIECES_AHEAD * piece_bytes, piece_bytes)
@@ -263,7 +261,7 @@ _local = threading.local()
 def _thread_buffer(size: int) -> memoryview:
     buffer = getattr(_local, "buffer", None)
     if buffer is None or len(buffer) != size:
-        buffer = _local.buffer = memoryview(bytearray(size))
+        buffer = _local.buffer = aligned_buffer(size)
     return buffer
 
 

@@ -19,7 +19,7 @@ from steelyard.lookahead import NOTHING
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.mending import RunningSha
 from steelyard.parity import held_parity, make_parity, parity_source, unusable, wanted_percent
-from steelyard.pieces import MIB, merge_ranges
+from steelyard.pieces import MIB, default_threads, merge_ranges
 from steelyard.report import Report, Row
 from steelyard.restore import candidates, known_manifest
 from steelyard.site import Site
@@ -86,7 +86,9 @@ def _repair_model(site: Site, model: str, name: str, dry_run: bool, report: Repo
         for entry in manifest.files:
             with contextlib.ExitStack() as stack:
                 running = None if dry_run else _begin_sha(where, manifest, entry, stack)
-                finding = run(judge_files, site, name, manifest, [entry], Look(depth="deep"))[entry.path]
+                # The SHA-256 is what takes longest: it has a core for itself.
+                look = Look(depth="deep", threads=max(1, default_threads() - 1) if running is not None else 0)
+                finding = run(judge_files, site, name, manifest, [entry], look)[entry.path]
                 if finding.verdict not in MENDABLE:
                     verdict = "nothing-to-do" if finding.ok else "beyond-repair"
                     report.rows.append(_row(where, manifest, entry, verdict, 0, (), finding, 0 if finding.ok else 1))

@@ -17,7 +17,7 @@ from steelyard.fetch import SMALL_BYTES
 from steelyard.hubcache import HubCache
 from steelyard.lock import LockedModel
 from steelyard.manifest import FileEntry, Manifest
-from steelyard.pieces import SUB_READ_BYTES, default_threads, in_threads
+from steelyard.pieces import default_threads, in_threads
 from steelyard.site import Site
 from steelyard.source import LocalFile
 from steelyard.staging import Partial
@@ -118,8 +118,8 @@ def copy_blob(
                 if not hasattr(local, "buffer"):
                     local.buffer = aligned_buffer(min(entry.piece_bytes, entry.size_bytes))
                 digest, view = blake3(), local.buffer[: end - start]
-                for at in range(0, len(view), SUB_READ_BYTES):
-                    part = view[at : at + SUB_READ_BYTES]
+                for at in range(0, len(view), source.read_bytes):
+                    part = view[at : at + source.read_bytes]
                     digest.update(part[: source.readinto(start + at, part)])
                 if digest.hexdigest() != entry.pieces[index]:
                     raise corrupt(entry.path, [(start, end)], "it changed in the store since it was proven")

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from steelyard.direct import open_direct, write_direct
-from steelyard.disk import allocate, errors_of, free_bytes, fsync_folder, gb, has_a_head_to_move, make_folder, publish
+from steelyard.direct import DIRECT_FROM_BYTES, open_direct, write_direct
+from steelyard.disk import allocate, errors_of, free_bytes, fsync_folder, gb, make_folder, publish, takes_direct
 from steelyard.errors import Busy, NoSpace, Range, Stopped
 from steelyard.names import slug
 from steelyard.pieces import MIB, merge_ranges
@@ -30,8 +30,6 @@ _SYNC_FILE_RANGE_WRITE = 2
 _SYNC_FILE_RANGE_WAIT = 7  # wait before, write, wait after
 _RECORD = struct.Struct("<QIQI")
 BLOCK_BYTES = MIB
-DIRECT_FROM_BYTES = 16 * MIB
-"""Files from this size are written past the page cache."""
 
 
 def boot_id() -> str:
@@ -106,8 +104,7 @@ class Partial:
             with errors_of(self.path):
                 if os.fstat(self._fd).st_size > size_bytes:
                     os.ftruncate(self._fd, size_bytes)
-            # A disk with a head is better off when the kernel puts the writes in order.
-            if self.reserved and size_bytes >= DIRECT_FROM_BYTES and not has_a_head_to_move(self.folder):
+            if self.reserved and size_bytes >= DIRECT_FROM_BYTES and takes_direct(self.path):
                 self._direct = open_direct(self._fd, os.O_WRONLY)
         except BaseException:
             os.close(self._fd)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from steelyard.direct import aligned_buffer
 from steelyard.errors import Corrupt, Range, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
-from steelyard.pieces import SUB_READ_BYTES, digest_range
-from steelyard.source import ByteSource
+from steelyard.pieces import digest_range
+from steelyard.source import READ_BYTES, ByteSource
 
 CopyKind = Literal["store", "hub-cache", "mount", "s3", "hub"]
 Verdict = Literal["ok", "missing", "corrupt", "unreadable", "stray", "stale", "unverified"]
@@ -24,6 +25,8 @@ class Look:
     depth: Depth = "default"
     cold: bool | None = None
     """Read from the medium and not from memory; None: as the kind of copy has it (a replica yes, the store no)."""
+    threads: int = 0
+    """How many may hash what lies in memory; 0: one a core."""
     wake: bool = False
     """Ask bytes that lie in an archive back, to read them later: it costs money, so only where somebody asked for just this copy."""
 
@@ -132,8 +135,9 @@ class ProvenReader:
             got = source.readinto(start, view)
             return blake3(view[:got]).hexdigest()
         digest = blake3()
-        for at in range(0, len(view), SUB_READ_BYTES):
-            part = view[at : at + SUB_READ_BYTES]
+        step = getattr(source, "read_bytes", READ_BYTES)
+        for at in range(0, len(view), step):
+            part = view[at : at + step]
             got = source.readinto(start + at, part)
             digest.update(part[:got])
             if got < len(part):
@@ -197,7 +201,7 @@ class Copy(Protocol):
 def piece_holds(source: ByteSource, entry: FileEntry, index: int) -> bool:
     """Whether one piece of *source* is what the manifest says."""
     start, end = entry.ranges[index]
-    digest, got = digest_range(source, start, end, memoryview(bytearray(SUB_READ_BYTES)))
+    digest, got = digest_range(source, start, end, aligned_buffer(READ_BYTES))
     return got == end - start and digest == entry.pieces[index]
 
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader, Rotten
-from steelyard.copies.judging import by_pieces, by_state, stat_of
+from steelyard.copies.judging import by_pieces, by_state, is_cached, past_the_cache, stat_of
 from steelyard.copies.small import Staged, holds, make_last, publish_all, stage
 from steelyard.copies.writing import fill, keep_times
+from steelyard.direct import DIRECT_FROM_BYTES
 from steelyard.disk import failure_domain
 from steelyard.errors import Missing, Unreadable, UnsafeName, WrongType
 from steelyard.manifest import FileEntry, Manifest
@@ -48,7 +49,10 @@ class FolderCopy(ABC):
         return str(self.path_of(manifest, path))
 
     def open(self, manifest: Manifest, entry: FileEntry) -> LocalFile:
-        return LocalFile(self.path_of(manifest, entry.path))
+        source = LocalFile(self.path_of(manifest, entry.path))
+        if source.size_bytes >= DIRECT_FROM_BYTES and not is_cached(source):
+            past_the_cache(source)
+        return source
 
     # --- judge
 
@@ -66,7 +70,7 @@ class FolderCopy(ABC):
             if look.depth == "quick":
                 return by_state(source, entry, recorded)
             cold = self.cold_by_default if look.cold is None else look.cold
-            return by_pieces(source, entry, cold=cold)
+            return by_pieces(source, entry, cold=cold, threads=look.threads)
 
     def _real_path(self, manifest: Manifest, entry: FileEntry) -> Path:
         """The path of a file, where no link on it leads out of the root. :raises Missing, UnsafeName:"""

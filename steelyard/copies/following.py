@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterator
 
 from blake3 import blake3
 
+from steelyard.direct import aligned_buffer
+from steelyard.disk import takes_direct
 from steelyard.errors import Range, Stopped, Unreadable
 from steelyard.manifest import FileEntry
-from steelyard.pieces import MIB, SUB_READ_BYTES, Arrival, Digests, merge_ranges
+from steelyard.pieces import Arrival, Digests, merge_ranges
 from steelyard.source import LocalFile
 from steelyard.staging import Partial
 
@@ -58,11 +62,15 @@ class Follower:
     def _run(self) -> None:
         try:
             with LocalFile(self._partial.path) as source:
+                if takes_direct(self._partial.path):
+                    source.go_direct()
+                # SHA-256 runs behind in a thread of its own: it must have buffers that nobody writes into again.
+                buffers = self._arrival.buffers() if self._arrival is not None else itertools.repeat(aligned_buffer(source.read_bytes))
                 for index, (start, end) in enumerate(self._entry.ranges):
                     if not self._wait_for(index):
                         return
                     # A range that the kernel can't settle would be read from memory: it is judged as bad, and so read again after the fsync.
-                    if not self._partial.settle(start, end - start) or not self._holds(source, index, start, end):
+                    if not self._partial.settle(start, end - start) or not self._holds(source, index, start, end, buffers):
                         self._bad.append((start, end))
             if self._arrival is not None:
                 self.digests = self._arrival.finish()
@@ -77,15 +85,14 @@ class Follower:
                     raise Stopped()
         return not self._ended
 
-    def _holds(self, source: LocalFile, index: int, start: int, end: int) -> bool:
+    def _holds(self, source: LocalFile, index: int, start: int, end: int, buffers: Iterator[memoryview]) -> bool:
         digest = blake3()
-        step = SUB_READ_BYTES if self._arrival is None else MIB
-        buffer = memoryview(bytearray(step))
-        for at in range(start, end, step):
+        at = start
+        while at < end:
             if self._stop.is_set():
                 raise Stopped()
-            # SHA-256 runs behind in a thread of its own: it must have buffers that nobody writes into again.
-            view = (buffer if self._arrival is None else memoryview(bytearray(step)))[: min(step, end - at)]
+            buffer = next(buffers)
+            view = buffer[: min(len(buffer), end - at)]
             try:
                 got = source.readinto(at, view)
             except Unreadable:
@@ -93,4 +100,5 @@ class Follower:
             digest.update(view[:got])
             if self._arrival is not None:
                 self._arrival.feed(view)
+            at += len(view)
         return digest.hexdigest() == self._entry.pieces[index]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from steelyard.copies.base import Finding
-from steelyard.disk import gb
+from steelyard.direct import DIRECT_FROM_BYTES
+from steelyard.disk import gb, takes_direct
 from steelyard.errors import Range
 from steelyard.manifest import FileEntry
 from steelyard.pieces import check_pieces, default_threads, merge_ranges
@@ -13,6 +14,7 @@ from steelyard.source import LocalFile
 from steelyard.watch import current_watch
 
 COLD_THREADS = 2
+DIRECT_THREADS = 3
 
 
 def stat_of(seen: os.stat_result) -> str:
@@ -31,11 +33,12 @@ def by_state(source: LocalFile, entry: FileEntry, recorded: Finding | None) -> F
     return Finding(recorded.verdict, recorded.bad_ranges, "stat", "size, mtime and inode are as at the last proof", stat=now)
 
 
-def by_pieces(source: LocalFile, entry: FileEntry, *, cold: bool) -> Finding:
+def by_pieces(source: LocalFile, entry: FileEntry, *, cold: bool, threads: int = 0) -> Finding:
     watch = current_watch()
     if cold:
         source.forget_cache()
     in_memory = not cold and is_cached(source)
+    direct = not in_memory and past_the_cache(source)
     with watch.job(f"verify {entry.path}", entry.size_bytes) as job:
         found = check_pieces(
             source,
@@ -43,9 +46,10 @@ def by_pieces(source: LocalFile, entry: FileEntry, *, cold: bool) -> Finding:
             entry.piece_bytes,
             entry.pieces,
             stop=watch.stop,
-            # From memory every core helps. From a medium the kernel reads ahead in order, and two threads take turns at hashing.
-            threads=default_threads() if in_memory else COLD_THREADS,
-            read_ahead=not in_memory,
+            # From memory every core helps. Past the page cache the medium has a few long reads to do at once; through it the kernel reads ahead
+            # in order, and two threads take turns at hashing.
+            threads=(threads or default_threads()) if in_memory else DIRECT_THREADS if direct else COLD_THREADS,
+            read_ahead=not in_memory and not direct,
             on_bytes=lambda count: watch.advance(job, count),
         )
     now = os.fstat(source.fileno())
@@ -79,6 +83,11 @@ def _size_why(entry: FileEntry, size: int) -> str:
 def _range_why(ranges: tuple[Range, ...]) -> str:
     total = sum(end - start for start, end in ranges)
     return f"{gb(total)} in {len(ranges)} range{'s' if len(ranges) > 1 else ''} differ from the recorded digests"
+
+
+def past_the_cache(source: LocalFile) -> bool:
+    """Read a large file that does not lie in memory from the medium itself, where that is quicker; True when it will be."""
+    return source.size_bytes >= DIRECT_FROM_BYTES and takes_direct(source.path) and source.go_direct()
 
 
 def is_cached(source: LocalFile) -> bool:

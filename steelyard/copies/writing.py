@@ -12,6 +12,7 @@ from pathlib import Path
 
 from steelyard.copies.base import ProvenReader, corrupt
 from steelyard.copies.following import Follower
+from steelyard.copies.judging import past_the_cache
 from steelyard.direct import aligned_buffer
 from steelyard.disk import has_a_head_to_move
 from steelyard.errors import Range
@@ -100,6 +101,7 @@ def _read_back(partial: Partial, entry: FileEntry) -> list[Range]:
     os.posix_fadvise(partial.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     watch = current_watch()
     with LocalFile(partial.path) as source, watch.job(f"read back {entry.path}", entry.size_bytes) as job:
+        past_the_cache(source)
         on_bytes = functools.partial(watch.advance, job)
         found = check_pieces(source, entry.size_bytes, entry.piece_bytes, entry.pieces, stop=watch.stop, threads=1, on_bytes=on_bytes)
     return list(merge_ranges([*found.bad, *found.unreadable]))
