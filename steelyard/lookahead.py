@@ -18,6 +18,7 @@ from steelyard.errors import NotLoadable, SteelyardError, Stopped, Untrusted
 from steelyard.fetch import SMALL_BYTES
 from steelyard.loading import WEIGHTS, how_to_allow
 from steelyard.lock import LockedFile, LockedModel
+from steelyard.nearest import Nearest
 from steelyard.pieces import MIB
 from steelyard.second import SecondCopy
 from steelyard.site import Site
@@ -116,8 +117,8 @@ def look_ahead(site: Site, model: str, locked: LockedModel, files: Sequence[Lock
     What can't be looked at now (weather, a server without ranges) is left out: it is looked at when it has arrived. So is what an earlier run began,
     and what was proven here before.
     """
-    if site.config.models[model].trust == "off" or (site.config.hub.prefer_replicas and site.replicas):
-        return {}  # what a replica has was looked at when it came
+    if site.config.models[model].trust == "off":
+        return {}
     staging, known = site.store.ours / "staging", site.manifest(model, locked.commit)
     wanted = [
         file
@@ -130,10 +131,11 @@ def look_ahead(site: Site, model: str, locked: LockedModel, files: Sequence[Lock
     patience_s = min(PATIENCE_S, site.config.hub.patience)
     hubs = {file.path: HubFile(lambda: lines, file, patience_s=patience_s) for file in wanted}
     room = MOST_KEPT_OF_ALL_BYTES
+    near = Nearest.of(site, model, locked)
 
     def look(file: LockedFile) -> Ahead:
         hub = hubs[file.path]
-        with contextlib.closing(Remembering(_nearest(site, locked, file) or hub)) as source:
+        with contextlib.closing(Remembering(_cached(site, locked, file) or (near and near.source(file)) or hub)) as source:
             seen = _look(site, model, file, source)
         return Ahead(seen, tuple(source.kept) if hub.bytes_fetched else (), hub.bytes_fetched)
 
@@ -149,7 +151,7 @@ def look_ahead(site: Site, model: str, locked: LockedModel, files: Sequence[Lock
     return found
 
 
-def _nearest(site: Site, locked: LockedModel, file: LockedFile) -> ByteSource | None:
+def _cached(site: Site, locked: LockedModel, file: LockedFile) -> ByteSource | None:
     """The hub cache's own copy, where it has one: no request then."""
     blob = site.hub_cache.repo_folder(locked.repo_id) / "blobs" / file.etag
     try:
@@ -228,7 +230,7 @@ def check_content(site: Site, model: str, file: LockedFile, content: bytes, sha2
     """`check_arrived` for a small file that is still in memory."""
     settings = site.config.models[model]
     if settings.load_check and file.path.lower().endswith(WEIGHTS):
-        with tempfile.NamedTemporaryFile(dir=make_folder(site.store.ours / "staging"), prefix=".load-") as draft:
+        with tempfile.NamedTemporaryFile(dir=make_folder(site.store.ours / "staging"), prefix="load-", suffix=".partial") as draft:
             draft.write(content)
             draft.flush()
             return check_arrived(site, model, file, Path(draft.name), sha256)

@@ -112,6 +112,12 @@ class Nearest:
             log.warning("%s in %s is not what was agreed on", file.path, name)
         return None
 
+    def source(self, file: LockedFile) -> ByteSource | None:
+        """Its bytes as the nearest replica has them, unproven; None where none has it."""
+        entry = self._entry(file)
+        opened = (self._opened(name, entry) for name in self.replicas) if entry is not None else iter(())
+        return next((source for source in opened if source is not None), None)
+
     def _entry(self, file: LockedFile) -> FileEntry | None:
         entry = self.manifest.get(file.path)
         return entry if entry is not None and entry.etag == file.etag and entry.size_bytes == file.size_bytes else None
