@@ -8,6 +8,7 @@ from typing import Any
 
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.markdown import code
+from steelyard.scans import GRAVE, rank
 
 
 def steps(
@@ -40,7 +41,7 @@ def steps(
 def _before(locked: LockedModel, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> list[str]:
     """What to do before anything is taken."""
     steps = []
-    if facts.get("scan") == "unsafe" or facts.get("bad_files"):
+    if rank(str(facts.get("scan"))) >= GRAVE or facts.get("bad_files"):
         file = next((path for path in facts["changed_files"] if path not in facts["removed_files"]), "FILE")
         upstream_commit = facts["upstream_commit"]
         # The name is a stranger's, and the line is made to be pasted into a shell.

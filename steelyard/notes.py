@@ -12,6 +12,7 @@ from steelyard.lock import LockedFile, LockedModel
 from steelyard.markdown import code, escaped, fenced
 from steelyard.names import confine
 from steelyard.note_steps import steps, way_back
+from steelyard.scans import GRAVE, rank
 from steelyard.site import Site
 from steelyard.upstream import Commit
 
@@ -87,8 +88,9 @@ def _verdict(facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
 
 def _warnings(locked: LockedModel, facts: Mapping[str, Any]) -> list[str]:
     found = []
-    if facts.get("scan") == "unsafe":
-        found.append("> **The Hub's own scan calls a file of this revision unsafe.** Run `steelyard inspect` on it before you take it.")
+    if rank(str(facts.get("scan"))) >= GRAVE:
+        level = escaped(str(facts["scan"]))
+        found.append(f"> **The Hub's own scan calls a file of this revision {level}.** Run `steelyard inspect` on it before you take it.")
     if facts.get("rewritten"):
         found.append(
             f"> **History was rewritten upstream**: {escaped(str(facts.get('why', '')))}. Keep a replica of {locked.commit[:8]}: `steelyard backup`."

@@ -9,9 +9,11 @@ from typing import Any
 
 from steelyard.disk import write_atomically
 from steelyard.errors import BadRecord, Refused, UsageError
+from steelyard.hub import Listing
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import record_digest, seal, unseal
 from steelyard.names import confine
+from steelyard.scans import GRAVE, rank, scan_of
 from steelyard.site import Site
 
 VERSION = 1
@@ -63,12 +65,21 @@ class UpdatePlan:
             "fetched_bytes": self.cost_bytes,
             "kept": sorted(file.path for file in self.new.files if file.path not in fetched),
             "removed": sorted(file.path for file in self.gone),
-            "flagged": self.new.scan == "unsafe",
+            "flagged": rank(self.new.scan) >= GRAVE,
         }
 
     @property
     def digest(self) -> str:
         return record_digest(self.as_record())
+
+
+def plan_from(site: Site, model: str, old: LockedModel, listing: Listing) -> UpdatePlan:
+    """What taking *listing* would do: its files that the config asks for. :raises Gone: when one is not there. :raises UnsafeName:"""
+    wanted = site.config.models[model]
+    files = listing.matching(wanted.files)
+    scan = scan_of(listing, [file.path for file in files])
+    flagged = tuple(sorted(scan.flagged.items()))
+    return UpdatePlan(model, old, LockedModel(wanted.repo_id, listing.revision, listing.commit, files, scan=scan.word, flagged=flagged))
 
 
 def plan_path(site: Site, model: str) -> Path:

@@ -18,10 +18,10 @@ from steelyard.lock import LockedModel
 from steelyard.lookahead import NOTHING, check_seen, look_ahead
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import confine
-from steelyard.plans import UpdatePlan, hold_to_plan, read_digest, taken_already
+from steelyard.plans import UpdatePlan, hold_to_plan, plan_from, read_digest, taken_already
 from steelyard.report import Report, Row
 from steelyard.restore import Folder
-from steelyard.scans import gate, scan_of
+from steelyard.scans import gate
 from steelyard.sharing import ready_cache
 from steelyard.site import Site
 from steelyard.steps import Run, run_here
@@ -199,12 +199,9 @@ def plan_update(site: Site, model: str, to: str | None) -> UpdatePlan:
     held = next((one for one in held_revisions(site, model) if to and one.commit.startswith(to.lower()) and len(to) >= 6), None)
     if held is not None:
         return UpdatePlan(model, old, held)
-    listing = site.hub.listing(wanted.repo_id, revision)
-    files = listing.matching(wanted.files)
-    scan = scan_of(listing, [file.path for file in files])
-    new = LockedModel(wanted.repo_id, revision, listing.commit, files, scan=scan.word, flagged=tuple(sorted(scan.flagged.items())))
-    gate(site, model, new)
-    return UpdatePlan(model, old, new)
+    plan = plan_from(site, model, old, site.hub.listing(wanted.repo_id, revision))
+    gate(site, model, plan.new)
+    return plan
 
 
 def switch_to(site: Site, plan: UpdatePlan, manifest: Manifest, incoming: Path) -> SteelyardError | None:

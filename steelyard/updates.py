@@ -11,7 +11,7 @@ from steelyard.hub import Listing, is_commit
 from steelyard.line import Line
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.notes import Told, write_note
-from steelyard.plans import UpdatePlan, write_plan
+from steelyard.plans import plan_from, write_plan
 from steelyard.policy import against_taking
 from steelyard.report import Report, Row
 from steelyard.scans import newly_flagged, scan_now, scan_of, sentence
@@ -110,11 +110,11 @@ def _meaning(
         "fetch_bytes_exact": change.exact,
         "renamed_files": moved(locked, listing, facts["removed_files"]),
     }
-    new = LockedModel(
-        locked.repo_id, locked.revision, listing.commit, tuple(sorted(upstream.values(), key=lambda one: one.path)), scan=str(facts["scan"])
-    )
-    if new.files:
-        plan = UpdatePlan(model, locked, new)
+    try:
+        plan = plan_from(site, model, locked, listing)
+    except SteelyardError as error:
+        log.info("%s: there is no plan to take it: %s", model, error)  # a file that the config names is gone upstream
+    else:
         found |= {"plan": plan.digest, "plan_path": str(write_plan(site, plan))}
     against = against_taking(site, model, locked, {**facts, **found})
     if facts["policy"] == "auto":
