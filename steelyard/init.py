@@ -28,6 +28,7 @@ repo_id  = "MVDream/MVDream"
 revision = "main"
 files    = ["sd-v2.1-base-4view.pt"]                # patterns allowed; leave it out to keep every file of the repo
 dir      = "."                                      # below store.models; the model's name when left out
+update   = "notify"                                 # who takes a new version: notify (you), approve (you, by its plan), auto (the nightly round)
 
 # A drive that is plugged in now and then. Nothing is written unless it is mounted.
 [replicas.usb]

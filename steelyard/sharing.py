@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -59,14 +60,17 @@ def point_cache(site: Site, manifest: Manifest) -> None:
 
 def ready_cache(site: Site, manifest: Manifest, entries: Sequence[FileEntry], source: FolderCopy) -> None:
     """fill_cache(), where blobs that lie as they were left are not read again: they were proven then, and are again by the next verify of the cache."""
-    fill_cache(site, manifest, [entry for entry in entries if not _as_left(site, manifest, entry)], source)
+    fill_cache(site, manifest, [entry for entry in entries if not _as_left(site, manifest, entry, source)], source)
     site.hub_cache.link_all(manifest, entries)
 
 
-def _as_left(site: Site, manifest: Manifest, entry: FileEntry) -> bool:
+def _as_left(site: Site, manifest: Manifest, entry: FileEntry, source: FolderCopy) -> bool:
+    """Whether a blob is as it was left, or is the very file of *source* under another name: that one was judged."""
     known = site.history.latest(BLOBS, manifest.model, "", entry.etag)
+    blob = site.hub_cache.path_of(manifest, entry.path)
     try:
-        return known is not None and known.finding.stat == stat_of(site.hub_cache.path_of(manifest, entry.path).stat())
+        seen, own = blob.stat(), source.path_of(manifest, entry.path).stat()
+        return (known is not None and known.finding.stat == stat_of(seen)) or os.path.samestat(seen, own)
     except OSError:
         return False
 

@@ -69,7 +69,7 @@ def test_a_plan_is_approved_in_a_form_and_another_one_is_refused(api: Api, held:
     assert "**Drop-in**" in shown and f'"upstream_commit": "{new}"' in shown
     assert commit_of(held) == before
 
-    with pytest.raises(OSError, match="409|422"):
+    with pytest.raises(OSError, match=r"409|422"):
         api.start("apply-update/approved", model="mvdream", plan="yes", config=str(held.config))
     wrong = api.until_ended(api.start("apply-update/approved", model="mvdream", plan="0" * 64, config=str(held.config)), 120)
     assert wrong["state_type"] == "FAILED"
