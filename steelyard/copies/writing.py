@@ -45,6 +45,7 @@ def fill(partial: Partial, entry: FileEntry, reader: ProvenReader, who: str) -> 
         partial.fsync()
         bad, digests = _read_back(partial, entry), None
         if bad:
+            partial.drop(bad)  # the next run must not go on with what is known to be wrong
             raise corrupt(partial.path, bad, f"{who} does not give back what was written; the medium is failing")
     if not reader.pieces_are_trusted:
         _prove_whole(partial, entry, digests)
