@@ -170,6 +170,8 @@ def _finish(site: Site, model: str, old: LockedModel, new: LockedModel, gone: Se
             with errors_of(final):
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(final, kept)
+                fsync_folder(kept.parent)
+                fsync_folder(final.parent)
     manifest = site.manifest(model, new.commit)
     _note_held(site, model, old.commit, keep)
     _note_proofs(site, manifest, old.commit)

@@ -1,9 +1,11 @@
-"""`<file>.steelyard.json`: what was proven of a weights file once, for other programs to trust in milliseconds. Void when the bytes change."""
+"""`<file>.steelyard.json`: what was proven of a weights file once, for other programs to trust in milliseconds. Void when the bytes change.
+
+It carries a digest of itself, so that damage voids it too.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -15,6 +17,7 @@ from steelyard.checkpoint.load import LoadReport
 from steelyard.checkpoint.signature import signature
 from steelyard.disk import write_atomically
 from steelyard.errors import BadRecord, Missing, NotLoadable, Unreadable
+from steelyard.manifest import seal, unseal
 
 SUFFIX = ".steelyard.json"
 FORMAT = 1
@@ -74,7 +77,7 @@ def write_certificate(path: Path, inspection: Inspection, report: LoadReport, *,
 
         record["signature"] = signing.sign(record, sign)
     target = certificate_path(path)
-    write_atomically(target, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
+    write_atomically(target, seal(record))
     return target
 
 
@@ -107,16 +110,16 @@ def parse_certificate(path: Path, keys: Sequence[Path] = ()) -> Certificate:
     """:raises Missing, BadRecord: when there is none, none of this format, or none that one of *keys* signed."""
     try:
         with path.open("rb") as file:
-            value: Any = json.loads(file.read(MAX_BYTES))
+            value: dict[str, Any] = unseal(file.read(MAX_BYTES), path)
     except FileNotFoundError as error:
         raise Missing(path=path) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadRecord(path=path, why="it is no JSON") from error
+    except OSError as error:
+        raise BadRecord(path=path, why=error.strerror or "it can't be read") from error
     names = {field.name for field in fields(Certificate)}
-    if not isinstance(value, dict) or value.get("version") != FORMAT or not names <= value.keys():
+    if value.get("version") != FORMAT or not names <= value.keys():
         raise BadRecord(path=path, why="it is no certificate of this format")
     if keys:
         from steelyard.checkpoint import signing
 
-        signing.check_signature(value, keys, path)
+        signing.check_signature({key: one for key, one in value.items() if key != "digest"}, keys, path)
     return Certificate(**{name: value[name] for name in names})
