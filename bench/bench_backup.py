@@ -18,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from measure import COSTS, costs_as_json, run, seconds
 
 from steelyard.backup import backup
 from steelyard.lock import Lock, LockedFile, LockedModel, lock_path, write_lock
@@ -75,16 +76,6 @@ def drop(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def run(home: Path, *command: str) -> None:
-    subprocess.run(command, cwd=home, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def settle(home: Path, target: Path) -> None:
     """The same start for each: no copy, a cold source, nothing left to write from the contender before."""
     shutil.rmtree(target, ignore_errors=True)
@@ -124,7 +115,7 @@ def large(home: Path, size: int, rounds: int) -> tuple[dict[str, list[float]], d
     for _ in range(rounds):
         for name, work in contenders.items():
             settle(home, target)
-            took.setdefault(name, []).append(seconds(work))
+            took.setdefault(name, []).append(seconds(work, name))
     median = {name: statistics.median(times) for name, times in took.items()}
     ratios = {"over the dd limit (wanted: 1.25 or less)": median["verb"] / median["dd: read, write, read"]}
     if "rsync -a + sha256sum -c" in median:
@@ -149,7 +140,7 @@ def nothing_to_do(home: Path, count: int, rounds: int) -> tuple[dict[str, list[f
     took: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name, work in contenders.items():
-            took.setdefault(name, []).append(seconds(work))
+            took.setdefault(name, []).append(seconds(work, name))
     median = {name: statistics.median(times) for name, times in took.items()}
     if "rsync -a" not in median:
         return took, {}
@@ -178,7 +169,8 @@ def main() -> None:
             home.mkdir()
             took, ratios = work(home)
             shutil.rmtree(home)
-            results[title] = {"seconds": took, "ratios": ratios}
+            results[title] = {"seconds": took, "ratios": ratios, "costs": costs_as_json()}
+            COSTS.clear()
             print(f"{title}: medians on {len(os.sched_getaffinity(0))} cores")
             for name, times in took.items():
                 print(f"  {name:26} {statistics.median(times):8.3f} s   ({min(times):.3f} to {max(times):.3f})")

@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from measure import costs_as_json, run, seconds
 
 from steelyard.copies.base import Look
 from steelyard.site import Site
@@ -56,16 +57,6 @@ def drop(path: Path) -> None:
 def warm(path: Path) -> None:
     with path.open("rb") as file, open(os.devnull, "wb") as sink:
         shutil.copyfileobj(file, sink, 1 << 22)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def run(home: Path, *command: str) -> None:
-    subprocess.run(command, cwd=home, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def main() -> None:
@@ -118,10 +109,10 @@ def main() -> None:
         for _ in range(asked.rounds):
             for name, work in warm_ones.items():
                 warm(path)
-                took.setdefault(f"warm {name}", []).append(seconds(work))
+                took.setdefault(f"warm {name}", []).append(seconds(work, f"warm {name}"))
             for name, work in cold_ones.items():
                 drop(path)
-                took.setdefault(f"cold {name}", []).append(seconds(work))
+                took.setdefault(f"cold {name}", []).append(seconds(work, f"cold {name}"))
             took.setdefault("repair one byte", []).append(repair_one_byte())
     median = {name: statistics.median(times) for name, times in took.items()}
     ratios = {
@@ -137,7 +128,7 @@ def main() -> None:
         print(f"  {name}: {value:.2f}")
     if asked.json:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps({"size_bytes": size, "seconds": took, "ratios": ratios}, indent=1))
+        asked.json.write_text(json.dumps({"size_bytes": size, "seconds": took, "ratios": ratios, "costs": costs_as_json()}, indent=1))
 
 
 if __name__ == "__main__":

@@ -32,18 +32,27 @@ WALK_EVERY = 12
 
 
 def tasks(driver: Driver, seed: int) -> Iterator[str]:
-    """Names of tasks, without end: every call of every scene with every fault first, in an order that the seed shuffles, walks between; then more walks."""
+    """Names of tasks, without end: every call of every scene with every fault, in an order that the seed shuffles, with walks between; then walks alone.
+
+    A scene's calls are counted when it first comes up.
+    """
     rng = random.Random(seed)
-    points = [
-        f"point/{scene.name}/{what}/{at}/{seed}" for scene in driver.scenes() for what in WHATS for at in range(1, driver.count(scene, what) + 1)
-    ]
-    rng.shuffle(points)
+    open_ones = [(scene, what) for scene in driver.scenes() for what in WHATS]
+    left: dict[tuple[str, str], list[int]] = {}
     walks = (f"walk/{seed * 1_000_000 + number}" for number in itertools.count())
-    for number, point in enumerate(points):
-        if number % WALK_EVERY == 0:
+    for number in itertools.count():
+        if number % WALK_EVERY == 0 or not open_ones:
             yield next(walks)
-        yield point
-    yield from walks
+            continue
+        scene, what = rng.choice(open_ones)
+        key = (scene.name, what)
+        if key not in left:
+            left[key] = list(range(1, driver.count(scene, what) + 1))
+            rng.shuffle(left[key])
+        if left[key]:
+            yield f"point/{scene.name}/{what}/{left[key].pop()}/{seed}"
+        else:
+            open_ones.remove((scene, what))
 
 
 def one(driver: Driver, name: str) -> None:
@@ -91,7 +100,7 @@ def work(asked: argparse.Namespace) -> dict[str, Any]:
                 with state.open("a") as file:
                     file.write(name + "\n")
         judged = driver.oracle.bytes_judged
-        counts = dict(driver.counts)
+        counts = {scene: sum(calls.values()) for scene, calls in driver.calls.items()}
     tally.bytes_judged = judged
     return {"tally": tally.as_json(), "failures": failures, "tasks": len(done), "calls": counts}
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 from steelyard.standins.hub import LoopbackHub
 from torture.rules import Broken, Oracle, fsync_rule
 from torture.scenes import SCENES, STARTS, Command, Scene
-from torture.shim import KILLS, REFUSABLE, Plan
+from torture.shim import CHANGES, KILLS, REFUSABLE, Plan
 from torture.world import Drive, World
 from torture.zygote import Zygote
 
@@ -71,7 +71,7 @@ class Ran:
 
     code: int
     documents: list[dict[str, Any]]
-    count: int
+    seen: dict[str, int]
     hit: str
     trace: list[list[str]]
 
@@ -86,7 +86,8 @@ class Driver:
         self._s3, self._s3_endpoint = s3 or {}, s3_endpoint
         self._seed = world_seed
         self.tally = Tally()
-        self.counts: dict[str, int] = {}
+        self.calls: dict[str, dict[str, int]] = {}
+        """Of each scene without a fault: how many calls of each kind."""
         self.boot = ""
         """What /proc says of this boot; another one after a power loss."""
 
@@ -165,13 +166,13 @@ class Driver:
                 if not killed:
                     raise Broken(f"{what}: not one JSON document on stdout: {text[:300]!r}") from None
         facts = Path(job["out"] + ".facts")
-        told = json.loads(facts.read_text()) if facts.exists() else {"count": 0, "hit": "killed" if killed else "", "trace": []}
+        told = json.loads(facts.read_text()) if facts.exists() else {"seen": {}, "hit": "killed" if killed else "", "trace": []}
         log = Path(job["out"] + ".log")
         if log.exists() and "Traceback" in (text := log.read_text(errors="replace")):
             raise Broken(f"{what}: a traceback: {text[-1500:]}")
         for document in documents:
             self.oracle.told(document, what)
-        return Ran(outcome["code"], documents, told["count"], told["hit"], told["trace"])
+        return Ran(outcome["code"], documents, told["seen"], told["hit"], told["trace"])
 
     def settle(self, scene: Scene) -> None:
         """The next undisturbed run must reach the goal, keep the order of fsync and rename, and leave what verify calls right."""
@@ -219,19 +220,18 @@ class Driver:
             yield scene
 
     def count(self, scene: Scene, what: str) -> int:
-        """How many calls of the scene's command *what* can fall on, without any fault; also checks that the scene works and syncs in order."""
-        key = f"{scene.name}/{'kill' if what in KILLS else what}"
-        if key not in self.counts:
+        """How many calls of the scene's command *what* can fall on. Found out by one run without a fault, which must reach the goal and sync in order."""
+        if scene.name not in self.calls:
             self.begin(scene)
-            ran = self.run(scene.command, plan=Plan(str(self.world.root), what), trace=True)
+            ran = self.run(scene.command, trace=True)
             if ran.code != scene.code:
                 raise Broken(f"{scene.name} exits {ran.code} without a fault: {json.dumps(ran.documents)[:2000]}")
-            if what in KILLS and (late := fsync_rule(ran.trace, str(self.world.root))):
+            if late := fsync_rule(ran.trace, str(self.world.root)):
                 raise Broken(f"{scene.name}: {'; '.join(late[:5])}")
             self.oracle.judge(f"{scene.name} without a fault")
             scene.goal(self.world)
-            self.counts[key] = ran.count
-        return self.counts[key]
+            self.calls[scene.name] = ran.seen
+        return sum(count for kind, count in self.calls[scene.name].items() if kind in REFUSABLE.get(what, CHANGES))
 
     # --- one point: a fault at one call of one scene, then perhaps more of them, then none
 
@@ -240,9 +240,9 @@ class Driver:
         rng = random.Random(seed)
         self.begin(scene)
         self._disturbed(scene, what, at, rng)
-        for _ in range(rng.choice((0, 0, 1, 2))):
-            again = rng.choice([*KILLS, *KILLS, *REFUSABLE])
-            self._disturbed(scene, again, rng.randint(1, max(1, self.counts.get(f"{scene.name}/kill", 40))), rng)
+        for _ in range(rng.randint(1, 5)):
+            again = rng.choice([*KILLS, *REFUSABLE])
+            self._disturbed(scene, again, rng.randint(1, max(1, self.count(scene, again))), rng)
         self.settle(scene)
         self.tally.steps += 1
 

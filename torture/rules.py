@@ -36,6 +36,8 @@ class Oracle:
     """Pieces of a file that we spoiled; or {-1}: cut, grown or removed."""
     whole: dict[Path, bytes] = field(default_factory=dict)
     bytes_judged: int = 0
+    _by_etag: dict[str, bytes] = field(default_factory=dict)
+    _rights: dict[int, bytes] = field(default_factory=dict)
     _digests: dict[tuple[int, int, int, int], bytes] = field(default_factory=dict)
 
     # --- what stands under final names
@@ -52,8 +54,10 @@ class Oracle:
                 yield Final("held", world.models / ".steelyard/held" / MODEL / commit / file, file, (own,) if own is not None else ())
                 for name, root in world.replicas.items():
                     yield Final(name, root / MODEL / commit / file, file, (own,) if own is not None else ())
-        by_etag = {hashlib.sha256(data).hexdigest(): data for revision in world.revisions for data in revision.values()}
-        by_etag |= {git_sha1(data): data for revision in world.revisions for data in revision.values()}
+        if not self._by_etag:
+            for data in (data for revision in world.revisions for data in revision.values()):
+                self._by_etag |= {hashlib.sha256(data).hexdigest(): data, git_sha1(data): data}
+        by_etag = self._by_etag
         blobs = world.cache / "blobs"
         for blob in sorted(blobs.iterdir()) if blobs.is_dir() else ():
             if blob.name not in by_etag:
@@ -67,7 +71,7 @@ class Oracle:
             if not final.path.is_file():
                 continue
             digest = self._digest(final.path)
-            good = {hashlib.sha256(one).digest() for one in final.right}
+            good = {self._of(one) for one in final.right}
             if digest in good:
                 seen[final.path] = digest
                 self.damaged.pop(final.path, None)
@@ -124,7 +128,7 @@ class Oracle:
                 right = self.world.right(commit, file)
                 if right is None or (not blob.exists() and blob not in self.damaged):
                     raise Broken(f"{after}: {link} leads nowhere, or to a file that the revision lacks")
-                if blob.exists() and blob not in self.damaged and self._digest(blob) != hashlib.sha256(right).digest():
+                if blob.exists() and blob not in self.damaged and self._digest(blob) != self._of(right):
                     raise Broken(f"{after}: {link} leads to other bytes")
 
     def _records(self, after: str) -> None:
@@ -150,8 +154,14 @@ class Oracle:
                 for line in sums.read_text().splitlines():
                     digest, _, file = line.partition("  ")
                     right = world.right(sums.parent.name, file)
-                    if right is None or hashlib.sha256(right).hexdigest() != digest:
+                    if right is None or self._of(right).hex() != digest:
                         raise Broken(f"{after}: {sums} names a wrong digest for {file}")
+
+    def _of(self, right: bytes) -> bytes:
+        """The digest of right bytes; they live as long as the world, so where they lie tells them apart."""
+        if id(right) not in self._rights:
+            self._rights[id(right)] = hashlib.sha256(right).digest()
+        return self._rights[id(right)]
 
     def _digest(self, path: Path) -> bytes:
         seen = path.stat()

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -61,6 +62,8 @@ class Shim:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.count = 0
+        self.seen: Counter[str] = Counter()
+        """Calls by kind, whether *what* can fall on them or not."""
         self.hit = ""
         self.trace: list[tuple[str, ...]] = []
         self.lock = threading.RLock()
@@ -94,6 +97,7 @@ class Shim:
         """Do it, unless this is the call at which something is to happen."""
         plan = self.plan
         with self.lock:
+            self.seen[kind] += 1
             if kind not in self.kinds:
                 return do()
             self.count += 1

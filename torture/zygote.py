@@ -147,7 +147,7 @@ def _run(job: dict[str, Any]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        facts = {"count": shim.count, "hit": shim.hit, "trace": shim.trace if job.get("trace") else []}
+        facts = {"seen": shim.seen, "hit": shim.hit, "trace": shim.trace if job.get("trace") else []}
         Path(job["out"] + ".facts").write_text(json.dumps(facts))
     return code
 

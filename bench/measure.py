@@ -1,0 +1,64 @@
+"""What one contender took: wall and CPU seconds, and peak memory of the programs it ran. The same for every bench."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Cost:
+    """CPU seconds, user and system, of this process and of the programs it waited for; *peak_mib* of the largest of those programs, 0 where none ran."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mib: float
+
+
+COSTS: dict[str, list[Cost]] = {}
+"""Of every contender, round by round; a bench writes them beside its seconds."""
+_peaks: list[int] = []
+
+
+def run(folder: Path, *command: str, env: Mapping[str, str] | None = None, codes: tuple[int, ...] = (0,)) -> None:
+    """Run a program and note its peak memory. :raises SystemExit: with its output, when it fails."""
+    with tempfile.TemporaryFile() as output:
+        # Popen and wait4, not run: only wait4 tells what this child used and not the largest of all.
+        child = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        _peaks.append(used.ru_maxrss)
+        if child.returncode not in codes:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(command)} ended with {child.returncode}:\n{output.read().decode(errors='replace')}")
+
+
+def seconds(work: Callable[[], object], name: str = "") -> float:
+    """Wall seconds of *work*; its cost is kept under *name*."""
+    _peaks.clear()
+    before, began = _cpu_s(), time.perf_counter()
+    work()
+    wall_s = time.perf_counter() - began
+    if name:
+        COSTS.setdefault(name, []).append(Cost(wall_s, _cpu_s() - before, max(_peaks, default=0) / 1024))
+    return wall_s
+
+
+def _cpu_s() -> float:
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
+def costs_as_json() -> dict[str, dict[str, float]]:
+    """The median CPU seconds and the largest peak of each contender."""
+    import statistics
+
+    return {
+        name: {"cpu_s": statistics.median(one.cpu_s for one in costs), "peak_mib": max(one.peak_mib for one in costs)}
+        for name, costs in COSTS.items()
+    }
