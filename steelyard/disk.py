@@ -241,7 +241,8 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, fsync_parent
     with errors_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+            # O_NOFOLLOW: on a shared drive a link planted under this name must not redirect the record.
+            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
             with open(fd, "wb") as out:
                 out.write(data)
                 out.flush()

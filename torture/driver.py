@@ -240,7 +240,7 @@ class Driver:
         rng = random.Random(seed)
         self.begin(scene)
         self._disturbed(scene, what, at, rng)
-        for _ in range(rng.randint(1, 5)):
+        for _ in range(rng.randint(3, 8)):
             again = rng.choice([*KILLS, *REFUSABLE])
             self._disturbed(scene, again, rng.randint(1, max(1, self.count(scene, again))), rng)
         self.settle(scene)

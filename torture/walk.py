@@ -220,7 +220,6 @@ class Walk:
             raise Broken(f"it does not come right: {ran.code}, {last.code}: {json.dumps([ran.documents, last.documents])[:3000]}")
         commit = world.commits.index(world.locked_commit())
         whole(world, "store", "hub-cache", *world.replicas, commit=commit)
-        self.oracle.damaged = {}
         self.oracle.judge("settled")
         if not info.is_file():
             raise Broken("model_info.json is not there")
