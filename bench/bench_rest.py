@@ -27,14 +27,20 @@ from bench_download import make_file
 from measure import COSTS, Cost, run, seconds
 
 from steelyard.backup import backup
-from steelyard.site import Site
 from steelyard.standins.weights import write_torch_zip
 
 Rows = list[dict[str, Any]]
 START_UP = "Python starts in 0.2 to 0.4 s before the work begins"
 
 
-def race(what: str, ours: str, contenders: dict[str, Callable[[], object]], rounds: int, before: Callable[[], object] = lambda: None, **facts: Any) -> Rows:
+def race(
+    what: str,
+    ours: str,
+    contenders: dict[str, Callable[[], object]],
+    rounds: int,
+    before: Callable[[], object] = lambda: None,
+    **facts: Any,
+) -> Rows:
     """A B A B …; a row for each peer."""
     COSTS.clear()
     for _ in range(rounds):
@@ -91,7 +97,9 @@ def restored(home: Path, size: int, rounds: int) -> Rows:
         env = {**os.environ, "RESTIC_PASSWORD": "bench", "RESTIC_REPOSITORY": str(home / "restic")}
         run(home, "restic", "init", env=env)
         run(target, "restic", "backup", ".", env=env)
-        contenders["restic restore --verify"] = lambda: run(home, "restic", "restore", "latest", "--verify", "--target", str(target), env=env)
+        contenders["restic restore --verify"] = lambda: run(
+            home, "restic", "restore", "latest", "--verify", "--target", str(target), env=env
+        )
 
     def lost() -> None:
         shutil.rmtree(target)
@@ -104,7 +112,9 @@ def restored(home: Path, size: int, rounds: int) -> Rows:
 
 def killed_at_half(folder: Path, size: int, *command: str, env: dict[str, str] | None = None) -> None:
     """SIGKILL the program when half of *size* bytes lie in *folder*."""
-    child = subprocess.Popen(command, cwd=folder.parent, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(
+        command, cwd=folder.parent, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     until = time.monotonic() + 600
     while child.poll() is None and time.monotonic() < until:
         if sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) >= size // 2 and _past(folder, size // 2):
@@ -141,7 +151,16 @@ def resumed(home: Path, size: int) -> Rows:
         killed_at_half(mirror, size, "rsync", "-a", f"{source}/", f"{mirror}/")
         stats = subprocess.run(["rsync", "-a", "--stats", f"{source}/", f"{mirror}/"], check=True, capture_output=True, text=True).stdout
         moved = int(next(line for line in stats.splitlines() if line.startswith("Literal data")).split()[2].replace(",", ""))
-        rows.append({"what": "bytes copied after a kill at half", "ours": ours, "peer_name": "rsync -a", "peer": moved, "unit": "bytes", "rounds": 1})
+        rows.append(
+            {
+                "what": "bytes copied after a kill at half",
+                "ours": ours,
+                "peer_name": "rsync -a",
+                "peer": moved,
+                "unit": "bytes",
+                "rounds": 1,
+            }
+        )
     return rows + _resumed_download(home / "dl", size)
 
 
@@ -207,7 +226,14 @@ def one_byte(home: Path, size: int, rounds: int) -> Rows:
         stats = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         theirs = int(next(line for line in stats.splitlines() if line.startswith("Literal data")).split()[2].replace(",", ""))
         rows.append(
-            {"what": "repair of one byte: bytes moved", "ours": moved, "peer_name": "rsync -a --checksum", "peer": theirs, "unit": "bytes", "rounds": 1}
+            {
+                "what": "repair of one byte: bytes moved",
+                "ours": moved,
+                "peer_name": "rsync -a --checksum",
+                "peer": theirs,
+                "unit": "bytes",
+                "rounds": 1,
+            }
         )
     return rows
 
@@ -219,7 +245,12 @@ def looked_into(home: Path, size: int, rounds: int) -> Rows:
     write_torch_zip(path, {f"l{number}.weight": ("float32", (4096, 4096), number) for number in range(count)})
     load = "import sys, torch; print(len(torch.load(sys.argv[1], weights_only=True, map_location='cpu'{})))"
     contenders: dict[str, Callable[[], object]] = {"steelyard": lambda: run(home, *PROGRAM, "inspect", str(path), "--json")}
-    if subprocess.run([sys.executable, "-c", "import importlib.util as u, sys; sys.exit(not u.find_spec('torch'))"], check=False).returncode == 0:
+    if (
+        subprocess.run(
+            [sys.executable, "-c", "import importlib.util as u, sys; sys.exit(not u.find_spec('torch'))"], check=False
+        ).returncode
+        == 0
+    ):
         contenders["torch.load(mmap=True)"] = lambda: run(home, sys.executable, "-c", load.format(", mmap=True"), str(path))
         contenders["torch.load"] = lambda: run(home, sys.executable, "-c", load.format(""), str(path))
     contenders["python -m zipfile -t"] = lambda: run(home, sys.executable, "-m", "zipfile", "-t", str(path))

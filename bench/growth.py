@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from bench_backup import PROGRAM, fill, make_files
+from bench_backup import PROGRAM, fill
 from measure import COSTS, run, seconds
 from table import machine
 
@@ -27,7 +27,13 @@ from steelyard.manifest import Manifest
 from steelyard.site import Site
 
 HERE = Path(__file__).parent
-VERBS = {"backup": ["backup"], "verify": ["verify"], "verify a replica": ["verify", "--copy", "usb"], "backup, nothing to do": ["backup"], "status": ["status"]}
+VERBS = {
+    "backup": ["backup"],
+    "verify": ["verify"],
+    "verify a replica": ["verify", "--copy", "usb"],
+    "backup, nothing to do": ["backup"],
+    "status": ["status"],
+}
 
 
 def measured(home: Path, rounds: int) -> dict[str, dict[str, float]]:
@@ -99,7 +105,11 @@ def main() -> None:
                 AXES[axis](home, number)
                 Site.open(home / "steelyard.toml").write_model_info()
                 points.setdefault(axis, {})[number] = measured(home, asked.rounds)
-                print(f"{axis} {number:,}: " + ", ".join(f"{verb} {one['wall_s']:.2f} s {one['peak_mib']:.0f} MiB" for verb, one in points[axis][number].items()), flush=True)
+                print(
+                    f"{axis} {number:,}: "
+                    + ", ".join(f"{verb} {one['wall_s']:.2f} s {one['peak_mib']:.0f} MiB" for verb, one in points[axis][number].items()),
+                    flush=True,
+                )
     text = as_markdown(points)
     print(f"\n{text}")
     out = HERE.parent / "out"
@@ -124,10 +134,15 @@ def as_markdown(points: dict[str, dict[int, dict[str, dict[str, float]]]]) -> st
         numbers = list(found)
         lines += ["", f"| {axis} | " + " | ".join(VERBS) + " |", "| ---: |" + " ---: |" * len(VERBS)]
         for number in numbers:
-            lines.append(f"| {number:,} | " + " | ".join(f"{one['wall_s']:.2f} s, {one['peak_mib']:.0f} MiB" for one in found[number].values()) + " |")
+            lines.append(
+                f"| {number:,} | "
+                + " | ".join(f"{one['wall_s']:.2f} s, {one['peak_mib']:.0f} MiB" for one in found[number].values())
+                + " |"
+            )
         last = numbers[-2:]
         slopes = [
-            f"{slope(last, [found[n][verb]['wall_s'] for n in last]):.2f}, {slope(last, [found[n][verb]['peak_mib'] for n in last]):.2f}" for verb in VERBS
+            f"{slope(last, [found[n][verb]['wall_s'] for n in last]):.2f}, {slope(last, [found[n][verb]['peak_mib'] for n in last]):.2f}"
+            for verb in VERBS
         ]
         lines.append("| slope of time, of memory | " + " | ".join(slopes) + " |")
     return "\n".join(lines) + "\n"

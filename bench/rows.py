@@ -63,7 +63,13 @@ def rows_of(bench: str, record: Mapping[str, Any]) -> list[Row]:
 
 
 def _pairs(
-    bench: str, what: str, times: Mapping[str, list[float]], ours: str, costs: Mapping[str, Any], because: str = "", skip: tuple[str, ...] = ()
+    bench: str,
+    what: str,
+    times: Mapping[str, list[float]],
+    ours: str,
+    costs: Mapping[str, Any],
+    because: str = "",
+    skip: tuple[str, ...] = (),
 ) -> Iterator[Row]:
     """Ours beside each other contender of one race."""
     for peer, took in times.items():

@@ -63,7 +63,11 @@ def as_text(rows: Sequence[Row]) -> str:
     texts = []
     for line in lines:
         left = {0, 2, len(HEADINGS) - 1}
-        texts.append("  ".join(cell.ljust(width) if at in left else cell.rjust(width) for at, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip())
+        texts.append(
+            "  ".join(
+                cell.ljust(width) if at in left else cell.rjust(width) for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+        )
     texts.insert(1, "─" * max(map(len, texts)))
     return "\n".join(texts)
 
@@ -118,7 +122,9 @@ def as_svg(rows: Sequence[Row], about: dict[str, Any]) -> str:
         x, zero = at(row.ratio), at(1)
         label = f"{row.what} / {row.peer_name}"
         parts.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(label[:84])}</text>')
-        parts.append(f'<rect x="{min(x, zero):.1f}" y="{y + 4}" width="{max(abs(x - zero), 1):.1f}" height="{height - 8}" fill="{colour}"/>')
+        parts.append(
+            f'<rect x="{min(x, zero):.1f}" y="{y + 4}" width="{max(abs(x - zero), 1):.1f}" height="{height - 8}" fill="{colour}"/>'
+        )
         parts.append(f'<text x="{left + width + 8}" y="{y + 14}">{row.ratio:.2f}</text>')
     parts.append(f'<line x1="{at(1)}" y1="{top}" x2="{at(1)}" y2="{tall - 26}" stroke="#333333"/>')
     parts.append("</svg>")

@@ -1,7 +1,7 @@
 """`make torture`: faults by the thousand, bounded, seeded and resumable; prints counts, and the seed of each failure.
 
-    python -m torture --minutes 25 --jobs 2 --seed 7 --state out/torture.json
-    python -m torture --only "point/update/kill before/17/7"       one failure again, by the name that was printed
+python -m torture --minutes 25 --jobs 2 --seed 7 --state out/torture.json
+python -m torture --only "point/update/kill before/17/7"       one failure again, by the name that was printed
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -118,6 +119,7 @@ def main() -> int:
     parser.add_argument("--max-failures", type=int, default=20)
     parser.add_argument("--worker", type=int, default=-1, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if asked.worker >= 0 or asked.only or asked.jobs == 1:
         asked.worker = max(asked.worker, 0)
         report = work(asked)
@@ -128,12 +130,16 @@ def main() -> int:
     command = [sys.executable, "-m", "torture", *sys.argv[1:]]
     workers = [subprocess.Popen([*command, "--worker", str(number)], stdout=subprocess.PIPE, text=True) for number in range(asked.jobs)]
     reports = []
-    for worker in workers:
-        text = worker.communicate()[0]
-        if not text.strip():
-            print(f"a worker ended with {worker.returncode} and said nothing", file=sys.stderr)
-            return 1
-        reports.append(json.loads(text.splitlines()[-1]))
+    try:
+        for worker in workers:
+            text = worker.communicate()[0]
+            if not text.strip():
+                print(f"a worker ended with {worker.returncode} and said nothing", file=sys.stderr)
+                return 1
+            reports.append(json.loads(text.splitlines()[-1]))
+    finally:
+        for worker in workers:
+            worker.terminate()  # each unmounts its drive and removes its world
     return show(asked, reports)
 
 

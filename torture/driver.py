@@ -26,11 +26,11 @@ from torture.zygote import Zygote
 def environment(home: Path, s3: dict[str, str] | None = None) -> dict[str, str]:
     """Nothing of the tester's own Hub, Prefect or store."""
     kept = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("HF_", "HUGGINGFACE_", "PREFECT_", "STEELYARD_", "AWS_"))
+        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_", "PREFECT_", "STEELYARD_", "AWS_"))
     }
-    return kept | {"HF_HOME": str(home / "hf-of-nobody"), "HF_HUB_DISABLE_TELEMETRY": "1", "XDG_STATE_HOME": str(home / "state")} | (s3 or {})
+    return (
+        kept | {"HF_HOME": str(home / "hf-of-nobody"), "HF_HUB_DISABLE_TELEMETRY": "1", "XDG_STATE_HOME": str(home / "state")} | (s3 or {})
+    )
 
 
 @dataclass
@@ -79,7 +79,9 @@ class Ran:
 class Driver:
     """Use as a context manager."""
 
-    def __init__(self, place: Path, *, world_seed: int = 0, drive: bool | None = None, s3: dict[str, str] | None = None, s3_endpoint: str = "") -> None:
+    def __init__(
+        self, place: Path, *, world_seed: int = 0, drive: bool | None = None, s3: dict[str, str] | None = None, s3_endpoint: str = ""
+    ) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix="steelyard-torture-", dir=place))
         self._stack = contextlib.ExitStack()
         self._with_drive = os.geteuid() == 0 if drive is None else drive

@@ -110,7 +110,11 @@ class Oracle:
         data = final.path.read_bytes()
         for right in final.right:
             if len(data) == len(right):
-                wrong = {at // PIECE_BYTES for at in range(0, len(data), PIECE_BYTES) if data[at : at + PIECE_BYTES] != right[at : at + PIECE_BYTES]}
+                wrong = {
+                    at // PIECE_BYTES
+                    for at in range(0, len(data), PIECE_BYTES)
+                    if data[at : at + PIECE_BYTES] != right[at : at + PIECE_BYTES]
+                }
                 if wrong <= pieces:
                     return True
         return False
@@ -192,7 +196,12 @@ class Oracle:
 
     def _truth(self, row: dict[str, Any]) -> tuple[Path, tuple[bytes, ...]] | None:
         path = Path(row["path"])
-        if row.get("copy") == "s3" or not path.is_absolute() or row.get("file") in {*RECORDS, "model_info.json", None} or "://" in row["path"]:
+        if (
+            row.get("copy") == "s3"
+            or not path.is_absolute()
+            or row.get("file") in {*RECORDS, "model_info.json", None}
+            or "://" in row["path"]
+        ):
             return None
         rights = tuple(revision[row["file"]] for revision in self.world.revisions if row["file"] in revision)
         return (path, rights) if rights else None

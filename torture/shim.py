@@ -24,11 +24,11 @@ from typing import Any, Self
 from torture.loss import Loss
 
 CHANGES = frozenset(
-    "open write rename link symlink unlink mkdir rmdir truncate allocate fsync sync utime".split()
+    ["open", "write", "rename", "link", "symlink", "unlink", "mkdir", "rmdir", "truncate", "allocate", "fsync", "sync", "utime"]
 )  # what a kill can fall before or after
 REFUSABLE = {
-    "EIO": frozenset("open read write fsync sync rename".split()),
-    "ENOSPC": frozenset("open write mkdir allocate rename link symlink".split()),
+    "EIO": frozenset(["open", "read", "write", "fsync", "sync", "rename"]),
+    "ENOSPC": frozenset(["open", "write", "mkdir", "allocate", "rename", "link", "symlink"]),
     "EROFS": CHANGES - {"fsync", "sync"},
 }
 KILLS = ("kill before", "kill after", "half written", "power loss")
@@ -255,8 +255,10 @@ class Shim:
         def fallocate(fd: int, mode: int, start: Any, length: Any) -> int:
             place = self._of_fd(fd)
             try:
-                return int(self.call("allocate", (place,), lambda: allocate(fd, mode, start, length))) if place else int(
-                    allocate(fd, mode, start, length)
+                return (
+                    int(self.call("allocate", (place,), lambda: allocate(fd, mode, start, length)))
+                    if place
+                    else int(allocate(fd, mode, start, length))
                 )
             except OSError as error:
                 ctypes.set_errno(error.errno or 0)

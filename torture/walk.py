@@ -101,7 +101,9 @@ class Walk:
         tally = self.driver.tally
         tally.steps += 1
         if plan.what:
-            tally.add("unmount or read-only" if plan.what == "event" and plan.event[0] != "rot" else plan.what, ran.code == -9 or bool(ran.hit))
+            tally.add(
+                "unmount or read-only" if plan.what == "event" and plan.event[0] != "rot" else plan.what, ran.code == -9 or bool(ran.hit)
+            )
         for name, used in self._faults_used().items():
             tally.faults[name] += used - before.get(name, 0)
         if pair:
@@ -136,13 +138,27 @@ class Walk:
     # --- what befalls the world between two runs
 
     def _mishaps(self) -> list[Callable[[], str]]:
-        found = [self._rot, self._rot, self._cut, self._remove, self._bad_record, self._hub_fault, self._hub_fault, self._upstream, self._reboot]
+        found = [
+            self._rot,
+            self._rot,
+            self._cut,
+            self._remove,
+            self._bad_record,
+            self._hub_fault,
+            self._hub_fault,
+            self._upstream,
+            self._reboot,
+        ]
         if self.world.drive:
             found.append(self._unplug)
         return found
 
     def _some_final(self) -> tuple[str, object] | None:
-        there = [final for final in self.oracle.finals() if final.path.is_file() and final.place not in {"into", "held"} and final.path.stat().st_size]
+        there = [
+            final
+            for final in self.oracle.finals()
+            if final.path.is_file() and final.place not in {"into", "held"} and final.path.stat().st_size
+        ]
         return (there[0].place, self.rng.choice(there)) if there else None
 
     def _rot(self) -> str:

@@ -61,7 +61,9 @@ class Drive:
         """Mounted and writable, whatever befell it."""
         if self.is_plugged:
             if "rw" not in next(
-                line.split()[5] for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()) if line.split()[4] == str(self.point)
+                line.split()[5]
+                for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines())
+                if line.split()[4] == str(self.point)
             ).split(","):
                 _tool("mount", "-o", "remount,rw", str(self.point))
             return
@@ -119,7 +121,9 @@ class World:
 
     def configure(self) -> None:
         drive = (
-            f'[replicas.drive]\nkind = "mount"\npath = "{self.drive.point}/models"\nmount_point = "{self.drive.point}"\n' if self.drive else ""
+            f'[replicas.drive]\nkind = "mount"\npath = "{self.drive.point}/models"\nmount_point = "{self.drive.point}"\n'
+            if self.drive
+            else ""
         )
         s3 = (
             f'[replicas.s3]\nkind = "s3"\nbucket = "{BUCKET}"\nprefix = "{self.s3_prefix}"\nendpoint_url = "{self.s3_endpoint}"\nregion = "us-east-1"\n'
@@ -204,14 +208,14 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def git_sha1(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324 - git's name for the content
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def scratch_place(asked: Path | None) -> Path:
     """In memory where there is room: what is tested is the order of calls, not the disk."""
     if asked is not None:
         return asked
-    shm = Path("/dev/shm")  # noqa: S108
+    shm = Path("/dev/shm")
     if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 1 << 30:
         return shm
     import tempfile

@@ -126,7 +126,10 @@ def _run(job: dict[str, Any]) -> int:
 
     os.chdir(job["cwd"])
     os.environ.update(job.get("environment", {}))
-    out, log = os.open(job["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), os.open(job["out"] + ".log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    out, log = (
+        os.open(job["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
+        os.open(job["out"] + ".log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
+    )
     quiet = os.open(os.devnull, os.O_RDONLY)
     for fd, standard in ((quiet, 0), (out, 1), (log, 2)):
         os.dup2(fd, standard)

@@ -121,5 +121,5 @@ def parse_certificate(path: Path, keys: Sequence[Path] = ()) -> Certificate:
     if keys:
         from steelyard.checkpoint import signing
 
-        signing.check_signature({key: one for key, one in value.items() if key != "digest"}, keys, path)
+        signing.check_signature(value, keys, path)
     return Certificate(**{name: value[name] for name in names})

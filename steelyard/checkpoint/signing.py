@@ -73,8 +73,8 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 def signed_text(record: Mapping[str, Any]) -> bytes:
-    """What is signed: the record without its signature, as JSON with sorted keys and no spaces, behind a line that says what it is."""
-    plain = {key: value for key, value in record.items() if key != "signature"}
+    """What is signed: the record without its signature and its digest, as JSON with sorted keys and no spaces, behind a line that says what it is."""
+    plain = {key: value for key, value in record.items() if key not in {"signature", "digest"}}
     return b"steelyard certificate 1\n" + json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 

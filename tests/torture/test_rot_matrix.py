@@ -104,7 +104,11 @@ def verdicts(report: Report, file: str = FILE) -> set[str]:
 
 def all_finals_right(world: World, *but: Path) -> bool:
     """Every file that has the weights' name, anywhere, is right."""
-    return all(path.read_bytes() == CONTENT for path in world.home.rglob(FILE) if path.is_file() and path not in but and "quarantine" not in str(path))
+    return all(
+        path.read_bytes() == CONTENT
+        for path in world.home.rglob(FILE)
+        if path.is_file() and path not in but and "quarantine" not in str(path)
+    )
 
 
 @every
