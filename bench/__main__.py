@@ -62,7 +62,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             told = asked.json if asked.json and len(names) == 1 else Path(folder) / f"{name}.json"
             sized = rest if "--gib" in rest else ["--gib", str(asked.size / (1 << 30)), *rest]
-            command = [sys.executable, str(known[name]), *sized, "--rounds", str(asked.rounds), "--json", str(told)]
+            # What is no race has options of its own, and gets just those that were given.
+            options = [*sized, "--rounds", str(asked.rounds), "--json", str(told)] if name in RACES else arguments
+            command = [sys.executable, str(known[name]), *options]
             print(f"── {name}", flush=True)
             worst = max(worst, subprocess.run(command, check=False).returncode)
             if told.exists():
