@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -41,6 +42,7 @@ def timed(commands: list[list[str]], env: dict[str, str]) -> Took:
     """Run *commands* one after the other. :raises SystemExit: with the output, when one fails."""
     os.sync()
     began, cpu_s, peak = time.monotonic(), 0.0, 0
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 1024  # a child begins with its parent's: a smaller peak can't be told
     for command in commands:
         with tempfile.TemporaryFile() as output:
             child = subprocess.Popen(command, env={**os.environ, **env}, stdout=output, stderr=output)
@@ -49,7 +51,7 @@ def timed(commands: list[list[str]], env: dict[str, str]) -> Took:
             if child.returncode:
                 output.seek(0)
                 raise SystemExit(f"{' '.join(command)} ended with {child.returncode}:\n{output.read().decode(errors='replace')}")
-        cpu_s, peak = cpu_s + used.ru_utime + used.ru_stime, max(peak, used.ru_maxrss)
+        cpu_s, peak = cpu_s + used.ru_utime + used.ru_stime, max(peak, used.ru_maxrss if used.ru_maxrss > own else 0)
     return Took(round(time.monotonic() - began, 3), round(cpu_s, 3), round(peak / 1024, 1))
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from bench_backup import PROGRAM, drop, fill
 from bench_download import make_file
-from measure import COSTS, Cost, run, seconds
+from measure import COSTS, Cost, run, seconds, seen
 
 from steelyard.backup import backup
 from steelyard.standins.weights import write_torch_zip
@@ -52,7 +52,7 @@ def race(
         return statistics.median(map(of, COSTS[name]))
 
     def peak(name: str) -> float | None:
-        return max(one.peak_mib for one in COSTS[name]) or None
+        return seen(max(one.peak_mib for one in COSTS[name]))
 
     rows: Rows = []
     for peer in contenders:

@@ -121,8 +121,8 @@ def _download(bench: str, record: Mapping[str, Any]) -> Iterator[Row]:
                 rounds=record["rounds"],
                 ours_cpu_s=medians[ours]["cpu_s"],
                 peer_cpu_s=medians[peer]["cpu_s"],
-                ours_peak_mib=medians[ours]["peak_mib"],
-                peer_peak_mib=medians[peer]["peak_mib"],
+                ours_peak_mib=medians[ours]["peak_mib"] or None,
+                peer_peak_mib=medians[peer]["peak_mib"] or None,
                 because="it proves what it fetched, curl does not" if peer.startswith("curl") else "",
                 is_limit=peer.startswith("curl"),
             )

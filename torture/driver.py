@@ -135,11 +135,11 @@ class Driver:
                 Path(old).unlink(missing_ok=True)
         told = self.zygote.run(jobs)
         self.tally.runs += len(jobs)
-        ran = self._ran(jobs[0], told[0])
+        ran = self._ran(jobs[0], told[0], alone=not pair)
         if told[0]["seconds"] > 55:
             raise Broken(f"{commands} hung")
         if pair:
-            self._ran(jobs[1], told[1])
+            self._ran(jobs[1], told[1], alone=False)
         return ran
 
     def _job(self, commands: list[Command], plan: Plan, out: Path, trace: bool) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class Driver:
             "trace": trace,
         }
 
-    def _ran(self, job: dict[str, Any], outcome: dict[str, Any]) -> Ran:
+    def _ran(self, job: dict[str, Any], outcome: dict[str, Any], *, alone: bool) -> Ran:
         out = Path(job["out"])
         what = " && ".join(" ".join(command[:-2]) for command in job["commands"])
         if (failed := out.with_suffix(".traceback")).exists():
@@ -173,7 +173,7 @@ class Driver:
         if log.exists() and "Traceback" in (text := log.read_text(errors="replace")):
             raise Broken(f"{what}: a traceback: {text[-1500:]}")
         for document in documents:
-            self.oracle.told(document, what)
+            self.oracle.told(document, what, truth=alone)
         return Ran(outcome["code"], documents, told["seen"], told["hit"], told["trace"])
 
     def settle(self, scene: Scene) -> None:

@@ -178,8 +178,11 @@ class Oracle:
 
     # --- what the product said
 
-    def told(self, document: dict[str, Any], after: str) -> None:
-        """:raises Broken: when a verdict or a success that a command reported is not true."""
+    def told(self, document: dict[str, Any], after: str, *, truth: bool = True) -> None:
+        """:raises Broken: when a verdict or a success that a command reported is not true.
+
+        Not *truth*: another run was at work beside it, and what was true when it was said may not be now; only the form is judged.
+        """
         if not {"command", "ok", "exit_code", "results", "errors"} <= set(document):
             raise Broken(f"{after}: the JSON document lacks keys")
         if document["ok"] != (document["exit_code"] == 0):
@@ -187,7 +190,7 @@ class Oracle:
         for error in document["errors"]:
             if error["code"] in {"unexpected", "error"}:
                 raise Broken(f"{after}: {error['message']}")
-        for row in document["results"]:
+        for row in document["results"] if truth else ():
             verdict, action = row.get("verdict"), row.get("action")
             if document["command"] in {"verify", "scrub"} and row.get("path") and row.get("file") and not row.get("skipped"):
                 self._verdict(row, verdict, after)
