@@ -92,7 +92,7 @@ def as_markdown(rows: Sequence[Row], about: dict[str, Any], command: str) -> str
         "|" + "".join(" --- |" if at in {0, 2, len(HEADINGS) - 1} else " ---: |" for at in range(len(HEADINGS))),
         *("| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in rows),
         "",
-        "CPU: seconds, user and system. Peak: of the largest process; – where it was below the bench's own (some 50 MiB), or the verb ran inside a process that was there already.",
+        "CPU: seconds, user and system. Peak: of the largest process; – where it was below the bench's own (some 50 MiB).",
         "",
     ]
     return "\n".join(lines)
