@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from steelyard import __version__, orchestrator
+from steelyard.disk import as_ours
 from steelyard.errors import SteelyardError, Stopped, UsageError
 from steelyard.report import Report
 from steelyard.terminal import set_up_logging, show_error, show_json, show_report, watching
@@ -538,6 +539,8 @@ def main(argv: Sequence[str] | None = None, engine: Engine = run_locally) -> Non
         report = _failed(name, error)
     except BrokenPipeError:
         os._exit(141)
+    except OSError as error:
+        report = _failed(name, as_ours(error, error.filename or "a file or folder of ours"))
     except Exception as error:
         if os.environ.get("STEELYARD_DEBUG"):
             raise

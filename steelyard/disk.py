@@ -14,7 +14,7 @@ from pathlib import Path
 
 import humanize
 
-from steelyard.errors import Missing, NoSpace, ReadOnly, Refused, Unreadable
+from steelyard.errors import Missing, NoSpace, ReadOnly, Refused, SteelyardError, Unreadable
 
 
 def gb(size_bytes: float) -> str:
@@ -28,10 +28,11 @@ def errors_of(place: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _mapped(error, place) from error
+        raise as_ours(error, place) from error
 
 
-def _mapped(error: OSError, place: Path | str) -> Exception:
+def as_ours(error: OSError, place: Path | str) -> SteelyardError:
+    """What the file system's *error* is in our words."""
     why = error.strerror or str(error)
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         free = free_bytes(Path(place))

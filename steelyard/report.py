@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steelyard.disk import gb
+from steelyard.disk import as_ours, gb
 from steelyard.errors import SteelyardError, worst
 
 
@@ -71,9 +71,16 @@ class Report:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Keep an error of the block as one of the report's and go on; a stop request is not kept but ends everything."""
+        """Keep an error of the block as one of the report's and go on; a stop request is not kept but ends everything.
+
+        The file system may refuse any call at any time, also where no step expects it: that is a sentence too, and concerns this block alone.
+        """
         try:
             yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.errors.append(as_ours(error, error.filename or "a file or folder of ours"))
         except SteelyardError as error:
             if error.exit_code == 130:
                 raise
