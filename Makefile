@@ -56,7 +56,8 @@ lint: $(LINT_STAMP)  ## ruff and mypy --strict
 # Tools of their own environment: neither is part of what is shipped, and what they bring must not be in the inventory.
 $(TOOLS): $(STAMP)
 	@$(PYTHON) -m venv $(VENV)/tools
-	@$(VENV)/tools/bin/python -m pip install --quiet --upgrade pip cyclonedx-bom pip-audit
+	@$(VENV)/tools/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(VENV)/tools/bin/python -m pip install --quiet --group tools
 	@touch $@
 
 sbom: $(TOOLS)  ## what is inside: out/sbom.cdx.json (CycloneDX) of this environment
@@ -64,10 +65,10 @@ sbom: $(TOOLS)  ## what is inside: out/sbom.cdx.json (CycloneDX) of this environ
 	@$(BIN)/python -c "import json; print(len(json.load(open('out/sbom.cdx.json'))['components']), 'components: out/sbom.cdx.json')"
 
 audit: $(TOOLS)  ## known holes in the dependencies, as pip-audit knows them (needs the network)
-	@$(BIN)/python -m pip freeze --exclude-editable > out/frozen.txt && $(VENV)/tools/bin/pip-audit --no-deps --disable-pip -r out/frozen.txt
+	@mkdir -p out && $(BIN)/python -m pip freeze --exclude-editable > out/frozen.txt && $(VENV)/tools/bin/pip-audit --no-deps --disable-pip -r out/frozen.txt
 
 coverage: $(STAMP)  ## how much of steelyard/ the quick tests run, child processes included
-	@$(BIN)/python -m pip install --quiet coverage
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --group coverage
 	@$(BIN)/python -m coverage run --rcfile=pyproject.toml -m pytest -q -p no:cacheprovider $(or $(ARGS),tests/unit tests/verbs tests/download tests/backup tests/checkpoint tests/copies) ; \
 	 $(BIN)/python -m coverage combine -q --rcfile=pyproject.toml ; $(BIN)/python -m coverage report --rcfile=pyproject.toml
 

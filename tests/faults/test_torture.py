@@ -43,6 +43,12 @@ def driver() -> Iterator[Driver]:
         yield driver
 
 
+@pytest.mark.parametrize("name", [scene.name for scene in SCENES if "drive" not in scene.command])
+def test_each_scene_reaches_its_goal_and_syncs_before_and_after_each_rename(driver: Driver, name: str) -> None:
+    """An update once kept the old files without syncing their folders."""
+    assert driver.count(next(one for one in SCENES if one.name == name), "kill before") > 10
+
+
 def test_a_kill_falls_where_it_was_asked_for_and_the_next_run_goes_on(driver: Driver) -> None:
     backup = next(one for one in SCENES if one.name == "backup to a folder")
     calls = driver.count(backup, "kill before")
