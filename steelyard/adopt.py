@@ -24,6 +24,7 @@ from steelyard.held import digests_of
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry
 from steelyard.names import OURS
+from steelyard.papers import keep_papers
 from steelyard.quarantine import set_aside
 from steelyard.report import Report, Row
 from steelyard.sharing import share_views
@@ -78,8 +79,9 @@ def adopt(site: Site, source: Path, model: str | None = None, *, apply: bool = F
             if apply:
                 site.store.ready(write=True)
                 with site.writing("store", [name], "adopt"):
-                    taken = _take_over(site, name, [one for one in mine if one.entry is not None])
+                    # First what stands falsely under a name: afterwards the file that proves may stand there.
                     _clear_the_names(site, name, [one for one in mine if one.entry is None])
+                    taken = _take_over(site, name, [one for one in mine if one.entry is not None])
         report.rows += [_row(one, "adopted" if one.path in taken else "would-adopt") for one in mine]
     report.rows += [_row(one, "ignored") for one in [*found, *told] if one.model not in agreed or one in told]
     report.rows.sort(key=lambda row: row.path)
@@ -212,6 +214,8 @@ def _take_over(site: Site, model: str, found: Sequence[Found]) -> set[Path]:
         entries[entry.path] = entry
     site.store.seal(site.manifest(model, locked.commit).with_files(entries.values()))
     share_views(site, model, locked, list(entries.values()))
+    if site.hub.last_listing(locked.repo_id, locked.commit) is not None:
+        keep_papers(site, model, locked)
     site.history.event("adopt", model, "store", "ok", commit=locked.commit, files=len(entries))
     return {one.path for one in found}
 

@@ -19,6 +19,7 @@ from steelyard.copies.mount import MountReplica
 from steelyard.errors import Corrupt, Missing, MountAbsent, OutsideHours, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.money import Shape
+from steelyard.papers import carry_papers
 from steelyard.parity import lacks_parity, make_parity
 from steelyard.pieces import MIB, in_threads
 from steelyard.protection import check_copies, skipped, tell_of_the_shelf, warn_of_weakness
@@ -340,4 +341,7 @@ def copy_files(site: Site, copy: str, manifest: Manifest, entries: Sequence[File
 
 def seal_snapshot(site: Site, copy: str, manifest: Manifest) -> None:
     """Publish the snapshot's records on the replica: from then on it is one."""
-    site.replicas[copy].seal(manifest)
+    replica = site.replicas[copy]
+    replica.seal(manifest)
+    if isinstance(replica, MountReplica):
+        carry_papers(site, replica, manifest.model, manifest.commit)

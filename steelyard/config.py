@@ -122,6 +122,8 @@ class ModelConfig(Part):
     """Patterns (fnmatch); none means every file of the repo."""
     dir: str = ""
     """Below store.models; the model's name when empty."""
+    papers: bool = True
+    """Whether licence, model card, config and tokenizer of the repo are kept with the weights, though files does not ask for them."""
     min_copies: Annotated[int, Field(ge=1)] = 1
     restorable_within: Duration = 35 * 86400.0
     """Longest time since the last proof of a copy and the last drill before the model is no longer green: a month's drill, and some days [s]."""

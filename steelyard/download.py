@@ -16,6 +16,7 @@ from steelyard.held import look_at_held
 from steelyard.into_store import Action, Got, blob_of, fetch_file, fetch_small_files
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.lookahead import NOTHING, Ahead, check_seen, look_ahead
+from steelyard.papers import keep_papers
 from steelyard.report import Report, Row
 from steelyard.sharing import share_views
 from steelyard.site import Site
@@ -24,7 +25,17 @@ from steelyard.staging import partial_paths, reserved_bytes
 from steelyard.steps import Run, run_here
 from steelyard.sweep import Swept, sweep
 
-__all__ = ["agree_on", "check_plan", "download", "fetch_file", "fetch_small_files", "look_ahead", "look_at_held", "share_views"]
+__all__ = [
+    "agree_on",
+    "check_plan",
+    "download",
+    "fetch_file",
+    "fetch_small_files",
+    "keep_papers",
+    "look_ahead",
+    "look_at_held",
+    "share_views",
+]
 
 log = logging.getLogger("steelyard")
 
@@ -94,6 +105,9 @@ def _download_model(site: Site, model: str, report: Report, run: Run, *, only_lo
             # The store is whole; what the hub cache lacks is said, and made good by the next run.
             failed = True
             _keep(report, error)
+    if not failed and any(one.bytes_fetched for one in got.values()):
+        # Only while the Hub is being talked to anyway: a run that has nothing to fetch asks nobody.
+        run(keep_papers, site, model, locked)
     report.rows += [_row(site, model, locked, path, got[path].action, got=got[path], ahead=ahead.get(path)) for path in sorted(got)]
     fetched = sum(one.bytes_fetched for one in got.values())
     seconds = round(time.monotonic() - began, 3)

@@ -67,6 +67,7 @@ class Hub:
         self.settings = settings
         self.endpoint = settings.effective_endpoint
         self._api: HfApi | None = None
+        self._last: dict[tuple[str, str], Listing] = {}
 
     @property
     def api(self) -> HfApi:
@@ -103,7 +104,13 @@ class Hub:
             raise BadAnswer(who=self.endpoint, why=f"it publishes no digest for some files of {repo_id}", hint=hint)
         card = getattr(info, "card_data", None)
         word, flagged = _scan_summary(info)
-        return Listing(str(info.id or repo_id), revision, commit, known, word, flagged, str(getattr(card, "license", "") or ""))
+        told = Listing(str(info.id or repo_id), revision, commit, known, word, flagged, str(getattr(card, "license", "") or ""))
+        self._last[repo_id, commit] = told
+        return told
+
+    def last_listing(self, repo_id: str, commit: str) -> Listing | None:
+        """What listing() said of that commit in this process; None where nobody asked."""
+        return self._last.get((repo_id, commit))
 
     def ask(self, repo_id: str, call: Callable[[], T], tries: int = 4) -> T:
         """Make one API call; weather is waited out, at most as long as [hub] patience says; everything else is raised as ours."""

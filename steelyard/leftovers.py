@@ -139,12 +139,11 @@ def _is_file(path: Path) -> bool:
 
 
 def is_old(path: Path) -> bool:
-    """Whether nobody touched the file for a day; its ctime counts too, which no program can set back."""
+    """Whether nobody wrote to the file for a day."""
     try:
-        seen = path.lstat()
+        return path.lstat().st_mtime < time.time() - LEFTOVER_AGE_S
     except OSError:
         return False
-    return max(seen.st_mtime, seen.st_ctime) < time.time() - LEFTOVER_AGE_S
 
 
 def newest(path: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -22,7 +23,15 @@ def licence_of(site: Site, model: str, held: LockedModel) -> str | None:
     for card in cards:
         if told := _told_by(card):
             return told
-    return None
+    return _told_by_hub(site.store.ours / "papers" / model / f"{held.commit}.json")
+
+
+def _told_by_hub(record: Path) -> str | None:
+    """What the Hub's page said when the papers were kept: a repo may have no card."""
+    try:
+        return str(json.loads(record.read_bytes())["licence"]) or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _told_by(card: Path) -> str | None:

@@ -17,6 +17,7 @@ from steelyard.line import Line
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import OURS, confine
+from steelyard.papers import restore_papers
 from steelyard.pieces import digest_source
 from steelyard.report import Report, Row
 from steelyard.site import Site
@@ -181,6 +182,7 @@ def _adopt_records(site: Site, model: str, manifest: Manifest, locked: LockedMod
         proof = Finding("ok", proof="restored, read back", bytes_read=entry.size_bytes, stat=stat_of(path.stat()))
         site.history.record("store", model, manifest.commit, entry.path, proof)
     site.write_model_info()
+    restore_papers(site, model, manifest.commit)
 
 
 # --- candidates and the step

@@ -18,6 +18,7 @@ from steelyard.lock import LockedModel
 from steelyard.lookahead import NOTHING, check_seen, look_ahead
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import confine
+from steelyard.papers import keep_papers
 from steelyard.plans import UpdatePlan, hold_to_plan, plan_from, read_digest, taken_already
 from steelyard.report import Report, Row
 from steelyard.restore import Folder
@@ -91,6 +92,7 @@ def _apply(site: Site, plan: UpdatePlan, report: Report, run: Run, only_drop_in:
     manifest = _new_manifest(site, plan, [one.entry for one in got])
     fit = _try_out(site, plan, manifest, incoming, run, only_drop_in)
     left = run(switch_to, site, plan, manifest, incoming)
+    run(keep_papers, site, model, new)
     fetched, reused = sum(one.bytes_fetched for one in got), sum(one.bytes_reused for one in got)
     seconds = round(time.monotonic() - began, 3)
     site.history.event("update", model, "store", "ok", commit=new.commit, was=old.commit, bytes=fetched, seconds=seconds)

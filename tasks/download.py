@@ -1,6 +1,6 @@
 """Tasks of download."""
 
-from steelyard.download import agree_on, check_plan, fetch_file, fetch_small_files, look_ahead, look_at_held, share_views
+from steelyard.download import agree_on, check_plan, fetch_file, fetch_small_files, keep_papers, look_ahead, look_at_held, share_views
 from tasks.twins import twin
 
 twin(agree_on, "agree on a lock", lambda site, model: f"agree on {model}", "download")
@@ -22,3 +22,4 @@ twin(
 twin(
     share_views, "share with the hub cache", lambda site, model, locked, entries, cached=(): f"share {model} with the hub cache", "download"
 )
+twin(keep_papers, "keep the papers", lambda site, model, locked: f"keep licence and card of {model}", "download")

