@@ -42,6 +42,7 @@ FLOWS = {
     "rollback": "flows.update:rollback_model",
     "apply-update": "flows.update:apply_update",
     "check-updates": "flows.check_updates:check_updates",
+    "disk-watch": "flows.disk_watch:disk_watch",
     "keep": "flows.keep_models:keep_models",
 }
 """Verb -> its flow. Named, not imported: Prefect takes seconds to load."""

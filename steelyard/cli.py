@@ -353,6 +353,12 @@ def check_updates(*models: Models, common: Common = COMMON) -> Asked:
     return Call("check-updates", common.config, {"models": models})
 
 
+@app.command(name="disk-watch")
+def disk_watch(*, common: Common = COMMON) -> Asked:
+    """How full each disk is, what is whose, when it runs out, and whether it tells of errors. Exit code 1 where one is at its error level."""
+    return Call("disk-watch", common.config, {})
+
+
 @app.command
 def update(model: str, *, to: str | None = None, plan: str | None = None, common: Common = COMMON) -> Asked:
     """Take the new version: fetched beside the old one, proven, loaded, then switched to; the old one is kept.
@@ -418,6 +424,8 @@ def status(
     *,
     fleet: Annotated[bool, Parameter(negative="")] = False,
     publish: Annotated[bool, Parameter(negative="")] = False,
+    html: Path | None = None,
+    metrics: Path | None = None,
     common: Common = COMMON,
 ) -> Asked:
     """What is held where, how it is, and how full the disk is; reads no weights and asks no network.
@@ -428,6 +436,10 @@ def status(
         Every machine, by the inventories that the nightly rounds leave in the replicas.
     publish
         Leave this machine's inventory there first; the nightly round does it by itself.
+    html
+        Write it to this file as one self-contained page, with disks, drills and runs.
+    metrics
+        Write it to this file for Prometheus (a textfile of node_exporter).
     """
     if fleet or publish:
         return Direct("status", lambda: _fleet(common, publish), _show_fleet)
@@ -436,7 +448,13 @@ def status(
         from steelyard.site import Site
         from steelyard.status import status as look
 
-        return look(Site.open(common.config))
+        site = Site.open(common.config)
+        report = look(site)
+        if html is not None or metrics is not None:
+            from steelyard.publishing import publish_status
+
+            publish_status(site, report, html=html, metrics=metrics)
+        return report
 
     def show(report: Report) -> None:
         from steelyard.status_view import show_status

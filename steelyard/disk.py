@@ -136,13 +136,13 @@ def mount_of_fd(fd: int) -> Mount | None:
 
 def failure_domain(path: Path) -> str:
     """What dies together with *path*: the whole disk below its partition where the kernel tells, else the file system's device."""
-    node = _disk_node(path)
+    node = disk_node(path)
     return f"disk {node.name}" if node is not None else f"device {device_of(path)}"
 
 
 def has_a_head_to_move(path: Path) -> bool:
     """Whether *path* lies on a disk that spins: reading in one place while writing in another costs it dearly."""
-    node = _disk_node(path)
+    node = disk_node(path)
     if node is not None and node.name.startswith(_VIRTUAL):
         return False
     try:
@@ -155,7 +155,7 @@ _VIRTUAL = ("vd", "xvd", "loop", "nbd", "rbd", "zram")
 """Disks of virtual machines and the like say "rotational" whatever lies below them."""
 
 
-def _disk_node(path: Path) -> Path | None:
+def disk_node(path: Path) -> Path | None:
     """The disk in /sys that holds *path*, below partitions, LUKS and LVM; None for tmpfs, the network, and file systems over several disks."""
     device = device_of(path)
     try:

@@ -32,7 +32,8 @@ class Looks:
                 try:
                     self.site.copies[copy].ready(write=False)
                 except SteelyardError as error:
-                    self._why_not[copy] = error.message
+                    # Made for a backup that was asked for; here nothing was to be written.
+                    self._why_not[copy] = error.message.removeprefix(f"{copy}: ").removesuffix(", so nothing was written")
         return self._why_not[copy]
 
     def domain(self, copy: str) -> str:

@@ -30,6 +30,8 @@ DRILL_FAILED = "steelyard.drill.failed"
 RUN_FAILED = "steelyard.run.failed"
 TOO_FEW = "steelyard.copies.too-few"
 NEARLY_FULL = "steelyard.disk.nearly-full"
+DISK_LOW = "steelyard.disk.low"
+DISK_FAILING = "steelyard.disk.failing"
 
 STALE_AFTER_S = 3 * 86400.0
 """So long a Hub may be away before that is something to act on."""
@@ -82,6 +84,8 @@ def _of_row(report: Report, row: Row) -> Iterator[News]:
         yield from _of_check(row)
     elif verb in {"verify", "scrub", "repair"}:
         yield from _of_look(row)
+    elif verb == "disk-watch":
+        yield from _of_disk(row)
     elif verb in {"load", "drill"}:
         event = LOAD_FAILED if verb == "load" else DRILL_FAILED
         key = row.outcome if row.exit_code else ""
@@ -123,6 +127,14 @@ def _of_look(row: Row) -> Iterator[News]:
         yield News(VERIFY_FAILED, subject, key, f"{_where(row)} is {row.outcome}{_why(row)}", row.model)
     elif row.outcome in {"ok", "repaired"}:
         yield News(VERIFY_FAILED, subject, "")
+
+
+def _of_disk(row: Row) -> Iterator[News]:
+    """The amounts are not part of what makes it the same: a disk that fills up is told at each level, not at each byte."""
+    subject, told, failing = f"disk {row.path}", f"{row.path}: {row.facts.get('why', '')}", bool(row.facts.get("failing"))
+    yield News(DISK_FAILING, subject, _digest([row.facts.get("io_errors"), row.facts.get("smart")]) if failing else "", told)
+    yield News(NEARLY_FULL, subject, "error" if row.outcome == "error" and not failing else "", told)
+    yield News(DISK_LOW, subject, "warning" if row.outcome == "warning" else "", told)
 
 
 def _where(row: Row) -> str:

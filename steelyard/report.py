@@ -115,6 +115,7 @@ _COLUMNS = {
     "clean": ("bytes", "reason"),
     "views": ("bytes_freed", "bytes_written"),
     "move": ("bytes_written", "sources"),
+    "disk-watch": ("free_bytes", "total_bytes", "inodes_free_percent", "full_on", "io_errors", "smart"),
     "target": ("id",),
     "keep": ("verb",),
     "doctor": ("check", "fix"),
@@ -126,13 +127,15 @@ def columns(report: Report) -> list[str]:
     wanted = _COLUMNS.get(report.command, ())
     there = [key for key in wanted if any(row.facts.get(key) not in (None, "", ()) for row in report.rows)]
     place = [key for key in ("model", "file", "copy") if any(getattr(row, key) for row in report.rows)]
+    if report.command == "disk-watch":
+        place = ["path"]
     return [*place, "result", *there, *(["remark"] if any(_remark(row) for row in report.rows) else [])]
 
 
 def cells(row: Row, headings: Sequence[str]) -> list[str]:
     out = []
     for heading in headings:
-        if heading in {"model", "file", "copy"}:
+        if heading in {"model", "file", "copy", "path"}:
             out.append(str(getattr(row, heading)))
         elif heading == "result":
             out.append(row.outcome)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from steelyard.errors import SteelyardError
 from steelyard.report import Report
+from steelyard.samples import take_samples
 from steelyard.site import Site
 
 RUN = "run"
@@ -27,4 +28,5 @@ def remembered(site: Site, verb: str, work: Callable[[], Report]) -> Report:
     finally:
         if site.history.path.parent.is_dir():
             seconds = round(time.monotonic() - began, 3)
+            take_samples(site)
             site.history.event(RUN, "", "", "ok" if code == 0 else "failed", verb=verb, exit_code=code, seconds=seconds)

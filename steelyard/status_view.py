@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import humanize
 
 from steelyard.report import Report
 from steelyard.status import disk_line
 from steelyard.terminal import show_error
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _COLOURS = {"ok": "green", "missing": "red", "corrupt": "red", "unreadable": "red", "stale": "yellow", "unverified": "yellow"}
 
@@ -20,7 +23,9 @@ def age(at: str | None) -> str:
 
 
 _STATES = {"green": "green", "amber": "yellow", "unknown": "", "red": "red"}
-_WORDS = {"green": "yes", "amber": "yes, but", "unknown": "unknown", "red": "no"}
+_WORDS = {"green": "yes", "amber": "late", "unknown": "unknown", "red": "no"}
+COPY_COLUMNS, OTHER_COLUMNS = 17, 62
+"""Width that a copy's column needs, and the rest of the table, to be read without words cut in two."""
 
 
 def short_age(age_s: float | None) -> str:
@@ -31,33 +36,30 @@ def short_age(age_s: float | None) -> str:
 
 
 def show_status(report: Report) -> None:
+    """A column for each copy where there is room for it, else a line for each."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(highlight=False)
     models: list[dict[str, Any]] = report.extra.get("models", [])
     names = list(dict.fromkeys(copy for model in models for copy in model["copies"]))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("model", overflow="fold")
-    for heading in (*names, "restorable", "copies", "update"):
-        table.add_column(heading, overflow="fold")
+    wide = console.width >= OTHER_COLUMNS + COPY_COLUMNS * len(names)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", collapse_padding=True)
+    for heading in ("model", *(names if wide else ["copies"]), "restorable", "whole", "update"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "whole")
     for model in models:
         about = " · ".join(part for part in ((model["commit"] or "")[:8], model.get("licence") or "") if part)
         cells = [Text(model["model"]) + Text(f"\n{about}" if about else "", style="dim")]
-        for name in names:
-            seen = model["copies"].get(name)
-            verdict = seen["verdict"] if seen else "-"
-            when = f"\nproven {age(seen.get('last_proven'))}" if seen and seen.get("last_proven") else ""
-            why = f"\n{seen['why']}" if seen and seen.get("why") else ""
-            cells.append(Text(verdict, style=_COLOURS.get(verdict, "")) + Text(f"{when}{why}", style="dim"))
+        seen = {name: model["copies"].get(name) for name in names}
+        cells += [_copy(one) for one in seen.values()] if wide else [_copies({name: one for name, one in seen.items() if one})]
         cells.append(_restorable(model["restorable"]))
         count, least = model["verified_copies"], model["min_copies"]
         cells.append(Text(f"{count} of {least}", style="green" if count >= least else "red"))
         update = model["update"]
         cells.append(Text(f"{update['verdict']}\n{age(update['at'])}" if update else "never checked", style="" if update else "dim"))
         table.add_row(*cells)
-    console = Console(highlight=False)
     if models:
         console.print(table)
     console.print(disk_line(report), style=_disk_style(report.extra["store"]))
@@ -66,11 +68,39 @@ def show_status(report: Report) -> None:
         show_error(error)
 
 
-def _restorable(told: dict[str, Any]) -> Any:
+def _copy(seen: dict[str, Any] | None) -> Text:
+    from rich.text import Text
+
+    if seen is None:
+        return Text("-")
+    return Text(_verdict(seen), style=_COLOURS.get(_verdict(seen), "")) + Text("".join(f"\n{one}" for one in _remarks(seen)), style="dim")
+
+
+def _copies(seen: dict[str, dict[str, Any]]) -> Text:
+    from rich.text import Text
+
+    told = Text()
+    for name, one in seen.items():
+        told += Text("\n" if told else "") + Text(f"{name} ") + Text(_verdict(one), style=_COLOURS.get(_verdict(one), ""))
+        told += Text("".join(f", {remark}" for remark in _remarks(one)), style="dim")
+    return told
+
+
+def _verdict(seen: dict[str, Any]) -> str:
+    return "away" if seen.get("away") else str(seen["verdict"])
+
+
+def _remarks(seen: dict[str, Any]) -> list[str]:
+    proven = seen.get("last_proven")
+    whole = "proven" if seen["verdict"] == "ok" or seen.get("away") else "last whole"
+    return [*([f"{whole} {age(proven)}"] if proven else []), *([seen["why"]] if seen.get("why") else [])]
+
+
+def _restorable(told: dict[str, Any]) -> Text:
     from rich.text import Text
 
     state = told["state"]
-    facts = [f"proof {short_age(told['proof_age_s'])} · drill {short_age(told['drill_age_s'])}"] if told["copy"] else []
+    facts = [f"proof {short_age(told['proof_age_s'])}, drill {short_age(told['drill_age_s'])}"] if told["copy"] else []
     facts += [told["why"]] if told["why"] else []
     return Text(_WORDS[state], style=_STATES[state]) + Text("".join(f"\n{one}" for one in facts), style="dim")
 

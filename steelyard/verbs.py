@@ -22,6 +22,7 @@ VERBS = {
     "update": "steelyard.update:update",
     "rollback": "steelyard.update:rollback",
     "check-updates": "steelyard.updates:check_updates",
+    "disk-watch": "steelyard.disk_watch:disk_watch",
 }
 """Verbs that are also flows. Named, not imported: --help must not pay for what it does not run."""
 

@@ -244,13 +244,14 @@ def test_a_declared_deployment_imports_and_its_parameters_validate(name: str) ->
     flow.validate_parameters(one.get("parameters", {}))
 
 
-def test_the_schedules_are_nightly_weekly_daily_and_monthly() -> None:
+def test_the_schedules_are_those_that_the_readme_tells_of() -> None:
     found = {one["schedules"][0]["slug"]: one["entrypoint"] for one in declared().values() if "schedules" in one}
     assert found == {
         "nightly": "flows.keep_models.keep_models",
         "weekly": "flows.verify.verify_models",
         "daily": "flows.check_updates.check_updates",
         "monthly": "flows.drill.drill_restore",
+        "watch": "flows.disk_watch.disk_watch",
     }
 
 
