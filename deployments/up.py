@@ -2,7 +2,7 @@
 
 Knows Prefect only as programs it starts and as an address that answers: this process stays small and ends the others in order.
 
-    python -m deployments.up [--host H] [--port P] [--config F] [--json]
+    python -m deployments.up [--host H] [--port P] [--status-port P] [--config F] [--json]
 
 Exit codes: 0 ended by Ctrl-C or SIGTERM · 2 the config can't be read · 3 refused: one runs already, the port is taken, or the address is
 not the loopback and PREFECT_SERVER_API_AUTH_STRING is not set · 4 the server or the worker can't be kept running.
@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 from deployments.children import Child
+from deployments.status_page import StatusPage
 from deployments.webhook import SECRET, secret_of
 from steelyard import orchestrator
 from steelyard.config import config_path, load_config
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="steelyard up", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--host", default=os.environ.get("PREFECT_SERVER_API_HOST") or "127.0.0.1")
     parser.add_argument("--port", type=int, default=int(os.environ.get("PREFECT_SERVER_API_PORT") or 4200))
+    parser.add_argument("--status-port", type=int, help="the status page's port on the loopback; else the one after --port, else any")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout when all is up, or when it is refused")
     options = parser.parse_args(argv)
@@ -72,7 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 secret_of(os.environ)
                 _check_free(hub.webhook_host, hub.webhook_port, "set another [hub] webhook_port")
             return _run(
-                options.host, options.port, config_path(options.config), webhook=hub.webhook_port is not None, wants_json=options.json
+                options.host,
+                options.port,
+                config_path(options.config),
+                options.status_port,
+                webhook=hub.webhook_port is not None,
+                wants_json=options.json,
             )
     except SteelyardError as error:
         if options.json:
@@ -86,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run(host: str, port: int, config: Path, *, webhook: bool, wants_json: bool) -> int:
+def _run(host: str, port: int, config: Path, status_port: int | None, *, webhook: bool, wants_json: bool) -> int:
     environment = surroundings(host, port, config)
     logs = orchestrator.state_folder() / "logs"
     python = [sys.executable, "-m", "prefect"]
@@ -100,6 +107,7 @@ def _run(host: str, port: int, config: Path, *, webhook: bool, wants_json: bool)
     # Alone the receiver knows the secret: a run's environment may be looked at.
     told = {**environment, SECRET: os.environ.get(SECRET, "")}
     hook = Child("webhook", [sys.executable, "-m", "deployments.webhook", "--config", str(config)], told, logs / "webhook.log")
+    page = StatusPage(config, environment, orchestrator.state_folder() / "page")
     stop = _Stop()
     try:
         with stop.on_signals():
@@ -112,17 +120,27 @@ def _run(host: str, port: int, config: Path, *, webhook: bool, wants_json: bool)
             if webhook:
                 hook.start()
             orchestrator.announce(environment["PREFECT_API_URL"])
-            _announce(environment, config, logs, wants_json=wants_json)
+            _announce(environment, config, logs, _serve(page, port, status_port), wants_json=wants_json)
             return _watch([server, worker, *([hook] if webhook else [])], stop)
     except _Asked:
         return 0
     finally:
         orchestrator.withdraw()
+        page.stop()
         # The worker first: it tells its runs to end while the server is there to record it.
         _say("ending the worker and the server")
         hook.stop(2.0)
         worker.stop(STOP_WORKER_S)
         server.stop(STOP_SERVER_S)
+
+
+def _serve(page: StatusPage, port: int, wanted: int | None) -> str:
+    """The status page's address, or "" where it can't be served: no reason not to be up."""
+    try:
+        return page.start(wanted) if wanted is not None else page.start(min(port + 1, 65_535), 0)
+    except (OSError, OverflowError) as error:
+        _say(f"the status page is not served: {error}; write it with: steelyard status --html FILE")
+        return ""
 
 
 # --- before
@@ -279,13 +297,22 @@ def _ui(api_url: str) -> str:
     return api_url.removesuffix("/api")
 
 
-def _announce(environment: Mapping[str, str], config: Path, logs: Path, *, wants_json: bool) -> None:
+def _announce(environment: Mapping[str, str], config: Path, logs: Path, status_url: str, *, wants_json: bool) -> None:
     url = _ui(environment["PREFECT_API_URL"])
     if wants_json:
-        facts = {"action": "up", "url": url, "api_url": environment["PREFECT_API_URL"], "pid": os.getpid(), "logs": str(logs)}
+        facts = {
+            "action": "up",
+            "url": url,
+            "api_url": environment["PREFECT_API_URL"],
+            "status_url": status_url,
+            "pid": os.getpid(),
+            "logs": str(logs),
+        }
         show_json(Report("up", rows=[Row(path=str(config), facts=facts)]).close())
     else:
-        sys.stdout.write(f"Steelyard is up: {url}\n  config {config}\n  logs   {logs}\n  end it with Ctrl-C\n")
+        sys.stdout.write(
+            f"Steelyard is up: {url}\n{f'  status {status_url}' + chr(10) if status_url else ''}  config {config}\n  logs   {logs}\n  end it with Ctrl-C\n"
+        )
         sys.stdout.flush()
 
 

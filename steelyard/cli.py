@@ -490,7 +490,7 @@ def doctor(*, common: Common = COMMON) -> Asked:
 
 
 @app.command
-def up(*, host: str | None = None, port: int | None = None, common: Common = COMMON) -> Asked:
+def up(*, host: str | None = None, port: int | None = None, status_port: int | None = None, common: Common = COMMON) -> Asked:
     """Server, UI and schedules on this machine, until Ctrl-C. A second one says that one runs.
 
     Parameters
@@ -499,8 +499,15 @@ def up(*, host: str | None = None, port: int | None = None, common: Common = COM
         Address to listen on; else PREFECT_SERVER_API_HOST, else 127.0.0.1.
     port
         Port; else PREFECT_SERVER_API_PORT, else 4200.
+    status_port
+        Port of the status page on the loopback; else the one after the UI's, else any that is free.
     """
-    arguments = [*(["--host", host] if host else []), *(["--port", str(port)] if port else []), *_passed_on(common)]
+    arguments = [
+        *(["--host", host] if host else []),
+        *(["--port", str(port)] if port else []),
+        *(["--status-port", str(status_port)] if status_port is not None else []),
+        *_passed_on(common),
+    ]
     return Direct("up", lambda: _become("deployments.up", arguments))
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +126,18 @@ def test_runs_are_kept_and_a_refused_one_makes_no_folder(world: World) -> None:
     kept = world.site().history.recent("run")
     assert [(one.facts["verb"], one.outcome) for one in kept] == [("verify", "ok"), ("download", "ok")]
     assert float(str(kept[0].facts["seconds"])) > 0
+
+
+def test_a_status_loads_only_what_it_needs(tmp_path: Path) -> None:
+    """Not pydantic-settings (and asyncio with it), no S3 client, no templates: each would be a tenth of a second before the first line."""
+    config = tmp_path / "steelyard.toml"
+    s3 = '[replicas.s3]\nkind = "s3"\nbucket = "b"\n'
+    config.write_text(f'[store]\nmodels = "{tmp_path}/m"\nhf_home = "{tmp_path}/hf"\n[models.a]\nrepo_id = "a/b"\n{s3}', encoding="utf-8")
+    heavy = ("pydantic_settings", "asyncio", "steelyard.copies.s3", "jinja2", "prometheus_client", "yaml", "urllib.request", "prefect")
+    code = (
+        "import sys\nfrom steelyard.cli import main\ntry: main(['status', '--json'])\nexcept SystemExit: pass\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("STEELYARD_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == "[]", done.stderr
