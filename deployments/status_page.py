@@ -33,7 +33,7 @@ class StatusPage:
         self._files = {"/": (folder / "status.html", "text/html"), "/metrics": (folder / "steelyard.prom", "text/plain")}
         html, metrics = (self._files[path][0] for path in ("/", "/metrics"))
         asked = ["--config", str(config), "--html", str(html), "--metrics", str(metrics)]
-        self._command = [sys.executable, "-m", "steelyard", "status", "--json", *asked]
+        self._command = [sys.executable, "-m", "steelyard", "status", *asked]
         self._lock = threading.Lock()
         self._made_at = 0.0
         self._server: ThreadingHTTPServer | None = None
@@ -75,21 +75,30 @@ class StatusPage:
 
     def _make(self) -> str:
         """Why it could not be made, or ""."""
-        began = time.time()
         files = [file for file, _ in self._files.values()]
         try:
+            before = [_state(file) for file in files]
             files[0].parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             done = subprocess.run(
                 self._command, env=self._environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=MAKE_S, check=False
             )
-            if all(file.stat().st_mtime >= began - 2 for file in files):
+            if not set(before) & {_state(file) for file in files}:
                 return ""
         except subprocess.TimeoutExpired:
             return f"it took longer than {MAKE_S:.0f} s; does a drive hang?"
         except OSError as error:
             return error.strerror or str(error)
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or done.stdout.decode("utf-8", "replace").splitlines()
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         return lines[0][:300] if lines else f"exit code {done.returncode}"
+
+
+def _state(file: Path) -> object:
+    """Another one after each time the file was written; a file that is not there is like none."""
+    try:
+        seen = file.stat()
+    except OSError:
+        return object()
+    return seen.st_ino, seen.st_mtime_ns
 
 
 class _Server(ThreadingHTTPServer):

@@ -17,7 +17,8 @@ from steelyard.markdown import fenced
 from steelyard.names import slug
 from steelyard.report import Report, cells, columns, markdown, summary
 from steelyard.site import Site
-from steelyard.status import disk_line, status
+from steelyard.status import status
+from steelyard.status_markdown import status_markdown
 
 log = logging.getLogger("steelyard")
 
@@ -72,8 +73,7 @@ def keep_state(site: Site) -> None:
     """What is held where, after this run; and an event for each thing that is not as the config wants it."""
     try:
         report = status(site)
-        lines = [f"# What is held where\n\n{disk_line(report)}\n", markdown(report).partition("\n")[2]]
-        create_markdown_artifact(markdown="\n".join(lines), key=HELD, description="What is held where, and when it was last proven")
+        create_markdown_artifact(markdown=status_markdown(report), key=HELD, description="What is held where, and when it was last proven")
         tell_state(site, report)
     except Exception as error:  # noqa: BLE001
         log.warning("what is held could not be kept as an artifact: %s", type(error).__name__)

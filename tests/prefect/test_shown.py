@@ -27,7 +27,7 @@ def test_a_run_shows_its_tasks_its_log_and_its_artifacts(api: Api, held: Prefect
     assert set(found) == {"backup-models", "backup-models-report", "held-models"}
     assert (found["backup-models"]["type"], found["held-models"]["type"]) == ("table", "markdown")
     assert f'"file": "{FILE}", "copy": "usb", "result": "copied"' in found["backup-models"]["data"]
-    assert "| mvdream | usb | ok |" in found["held-models"]["data"]
+    assert "✓ ok, " in found["held-models"]["data"]
 
 
 def test_corrupt_data_ends_the_run_failed_and_is_an_event(api: Api, held: PrefectWorld) -> None:

@@ -97,6 +97,17 @@ def test_everything_that_prefect_yaml_declares_is_there(api: Api) -> None:
     assert "steelyard: a run that stopped beating has crashed" in names
 
 
+def test_the_status_page_is_served_beside_the_ui_with_what_comes_next(prefect_up: Up) -> None:
+    import urllib.request
+
+    url = prefect_up.announced["results"][0]["status_url"]
+    assert url.startswith("http://127.0.0.1:")
+    with urllib.request.urlopen(url, timeout=90) as answer:
+        text = answer.read().decode()
+    assert "could be restored now" in text
+    assert "keep-models (nightly)" in text and "disk-watch (watch)" in text
+
+
 def test_the_zombie_automation_waits_for_three_heartbeats(api: Api) -> None:
     found = next(one for one in api.ask("/automations/filter", {}) if "stopped beating" in one["name"])
     assert found["trigger"]["posture"] == "Proactive"
