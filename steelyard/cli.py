@@ -441,6 +441,8 @@ def status(
     metrics
         Write it to this file for Prometheus (a textfile of node_exporter).
     """
+    if (fleet or publish) and (html is not None or metrics is not None):
+        raise UsageError(why="--html and --metrics are of this machine alone", hint="leave --fleet and --publish away")
     if fleet or publish:
         return Direct("status", lambda: _fleet(common, publish), _show_fleet)
 

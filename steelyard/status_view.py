@@ -64,6 +64,9 @@ def show_status(report: Report) -> None:
         console.print(table)
     console.print(disk_line(report), style=_disk_style(report.extra["store"]))
     console.print(Text("by size, times and the last proof; nothing was read. steelyard verify --copy all reads it all.", style="dim"))
+    for what, key in (("page", "html"), ("metrics", "metrics")):
+        if key in report.extra:
+            console.print(f"{what}: {report.extra[key]}", soft_wrap=True, markup=False)
     for error in report.errors:
         show_error(error)
 

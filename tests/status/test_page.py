@@ -262,3 +262,14 @@ def test_the_terminal_says_the_same(
             assert word in text or columns == 80, word
     if name == "away":
         assert "nothing is" in text
+
+
+def test_a_page_of_the_fleet_is_refused_and_the_path_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from steelyard.cli import main
+
+    scene = Scene(tmp_path / "w", 1).build()
+    for options, code in ((["--fleet"], 2), ([], 0)):
+        with pytest.raises(SystemExit) as ended:
+            main(["status", "--config", str(scene.config), "--html", str(tmp_path / "p.html"), *options])
+        assert ended.value.code == code
+    assert f"page: {tmp_path}/p.html" in capsys.readouterr().out.replace("\n", "")
