@@ -184,7 +184,7 @@ def takes_direct(path: Path) -> bool:
     or over the network keeps its own cache, which is not passed by that.
     """
     mount = mount_of(path)
-    return mount is not None and not mount.fstype.startswith("fuse") and _disk_node(path) is not None and not has_a_head_to_move(path)
+    return mount is not None and not mount.fstype.startswith("fuse") and disk_node(path) is not None and not has_a_head_to_move(path)
 
 
 def probe_write(folder: Path) -> None:
