@@ -49,11 +49,11 @@ def state_dict(model: str, file: str | None = None, *, config: Path | None = Non
 
         loaded: dict[str, Any] = load_file(path, device=device)
         return loaded
-    from steelyard.checkpoint.load_torch import load_safely
+    from steelyard.checkpoint.load_torch import load_safely, step_into
 
     content: Any = load_safely(path, allowed, device=device, mapped=found.format == "torch-zip" and found.verdict == "ok")
     for key in found.weights_path:
-        content = content[key]
+        content = step_into(content, key)
     if not isinstance(content, dict):
         raise NotLoadable(
             path=str(path), why="its weights are not a dict of tensors", reason="no-state-dict", hint=f"run: steelyard inspect {path}"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from steelyard.checkpoint.load_plan import LoadFailure
+from steelyard.checkpoint.weights_key import key_name
 
 EDGE_BYTES = 64
 Weights = list[tuple[str, torch.Tensor]]
@@ -56,7 +57,7 @@ def load_weights(request: dict[str, Any]) -> Weights:
         return [(name, tensor.detach()) for name, tensor in module.state_dict().items()]
     loaded = load_safely(path, request["allow"], device="cpu", mapped=bool(request["mmap"]))
     for key in request["weights_path"]:
-        loaded = _step(loaded, key)
+        loaded = step_into(loaded, key)
     return _named(loaded)
 
 
@@ -67,9 +68,10 @@ def load_safely(path: Path, allowed: Iterable[str], *, device: str, mapped: bool
         return torch.load(path, map_location=device, weights_only=True, mmap=mapped or None)
 
 
-def _step(value: Any, key: str) -> Any:
+def step_into(value: Any, key: str) -> Any:
+    """What *value* has under *key*, a part of Inspection.weights_path."""
     if isinstance(value, dict):
-        return value[key] if key in value else next(held for name, held in value.items() if str(name) == key)
+        return value[key] if key in value else next(held for name, held in value.items() if key_name(name) == key)
     return value[int(key)]
 
 
@@ -79,18 +81,31 @@ def _named(value: Any) -> Weights:
 
     def visit(name: str, node: Any) -> None:
         if isinstance(node, torch.Tensor):
-            found.append((name, node.detach()))
+            found.extend((f"{name}{part}", tensor) for part, tensor in _parts(node.detach()))
         elif isinstance(node, dict):
             if "state" in node and "param_groups" in node:
                 return
             for key, child in node.items():
-                visit(f"{name}.{key}" if name else str(key), child)
+                visit(f"{name}.{key_name(key)}" if name else key_name(key), child)
         elif isinstance(node, list | tuple):
             for index, child in enumerate(node):
                 visit(f"{name}.{index}" if name else str(index), child)
 
     visit("", value)
     return found
+
+
+def _parts(tensor: torch.Tensor) -> Weights:
+    """A tensor by itself; a sparse one as the dense ones it is saved as, named by their place in the arguments of torch._utils._rebuild_sparse_tensor."""
+    if tensor.layout is torch.strided:
+        return [("", tensor)]
+    if tensor.layout is torch.sparse_coo:
+        held = [tensor._indices(), tensor._values()]
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        held = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    else:
+        held = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [(f".1.{index}", part) for index, part in enumerate(held)]
 
 
 def _map_safetensors(path: Path, rows: list[list[Any]]) -> Weights:
@@ -112,11 +127,16 @@ def same_bytes(request: dict[str, Any], weights: Weights) -> None:
 
     :raises ValueError: when they differ: torch and we read the container differently.
     """
-    places = {row[0]: (storage["offset"], storage["nbytes"]) for storage in request["storages"] for row in storage["tensors"]}
+    places: dict[str, tuple[int, int]] = {}
+    twice: set[str] = set()
+    for storage in request["storages"]:
+        for name, *_ in storage["tensors"]:
+            twice |= {name} if name in places else set()
+            places[name] = (storage["offset"], storage["nbytes"])
     with Path(request["path"]).open("rb") as file:
         for name, tensor in weights:
-            if name not in places:
-                continue
+            if name not in places or name in twice:
+                continue  # the keys 1 and "1" have one name: which is which can't be told
             offset, nbytes = places[name]
             storage = tensor.untyped_storage()
             if request["format"] != "safetensors" and storage.nbytes() != nbytes:

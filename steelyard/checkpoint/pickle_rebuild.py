@@ -63,6 +63,8 @@ def rebuilt(function: Any, args: Any, spend: Spend) -> Any:
     if path == "torch.Size" and len(args) == 1 and isinstance(args[0], tuple | list):
         spend(len(args[0]))
         return tuple(args[0])
+    if path == "_codecs.encode" and len(args) == 2 and isinstance(args[0], str) and args[1] == "latin1":
+        return args[0].encode("latin-1")  # how protocol 2 writes bytes
     return Opaque(path, args)
 
 

@@ -85,15 +85,17 @@ class _Tree:
 
     def _children(self, path: Path, node: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(node, PDict):
-            named: dict[str, Any] = {}
+            named: dict[tuple[Any, str], Any] = {}
             for key, value in node.pairs:
-                name = _key(key)
-                if name in named and isinstance(value, PTensor):
-                    self.duplicates.append(name)
-                named[name] = value
-            if "param_groups" in named and "state" in named:
+                # Keys are the same only where Python would say so: 1 and "1" are two, and so are two objects that we know nothing of.
+                same = (type(key) if isinstance(key, str | bytes | int | float) else id(key), key_name(key))
+                if same in named and isinstance(value, PTensor):
+                    self.duplicates.append(same[1])
+                named[same] = value
+            names = {name for _, name in named}
+            if "param_groups" in names and "state" in names:
                 self.optimizers.add(path)
-            yield from named.items()
+            yield from ((name, value) for (_, name), value in named.items())
         elif isinstance(node, list | tuple):
             yield from ((str(index), child) for index, child in enumerate(node))
         elif isinstance(node, Opaque):
@@ -113,12 +115,17 @@ def _joined(path: Path, name: str, inside: bool) -> Path:
     return (f"{path[0]}.{name}",) if len(path) == 1 else (*path[:-1], f"{path[-1]}.{name}") if path else (name,)
 
 
-def _key(key: Any) -> str:
+def key_name(key: Any, depth: int = 0) -> str:
+    """What a dict's key is called in a dotted name; the same for our description of a pickle and for what torch makes of it."""
     if isinstance(key, str):
         return key
     if isinstance(key, bool | int | float):
         return str(key)
-    return key.decode("latin-1") if isinstance(key, bytes) and len(key) < 4096 else f"({type(key).__name__})"
+    if isinstance(key, bytes):
+        return key.decode("latin-1") if len(key) < 4096 else "(bytes)"
+    if isinstance(key, tuple) and depth < 4 and len(key) <= 16:
+        return f"({', '.join(key_name(part, depth + 1) for part in key)})"
+    return "(object)"
 
 
 def tensor_bytes(tensor: PTensor) -> int:

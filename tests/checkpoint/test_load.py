@@ -203,3 +203,13 @@ def test_neither_inspect_nor_the_package_imports_torch() -> None:
     program = "import steelyard.checkpoint, sys; assert 'torch' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+def test_keys_that_are_no_text_and_sparse_tensors_load_as_the_header_tells(tmp_path: Path) -> None:
+    import torch
+
+    content = {("a", 1): torch.ones(2), ("b", 1): torch.ones(2), 1: torch.ones(1), "1": torch.ones(3), b"x": torch.ones(1)}
+    sparse = {"coo": torch.eye(4).to_sparse(), "csr": torch.eye(4).to_sparse_csr(), "csc": torch.eye(4).to_sparse_csc()}
+    torch.save(content | sparse, tmp_path / "w.pt")
+    report = load_check(tmp_path / "w.pt", "cpu")
+    assert (report.verdict, report.tensors) == ("ok", 5 + 2 + 3 + 3), report.reasons
