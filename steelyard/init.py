@@ -43,6 +43,7 @@ keep_last   = 3                                     # snapshots; the newest veri
 # bucket       = "weights"
 # prefix       = "mvdream-models"
 # endpoint_url = "https://s3.example.org"
+# bandwidth    = "5 MB/s"                             # and window = "22:00-06:00", proof_days, storage_class, object_lock_days: docs/s3.md
 """
 
 

@@ -249,6 +249,33 @@ def test_each_answer_is_one_of_our_errors(code: str, status: int, kind: type[Ste
         assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "headers", "says", "hint"),
+    [
+        ("InvalidAccessKeyId", 403, {}, "does not know this access key", "AWS_ACCESS_KEY_ID"),
+        ("SignatureDoesNotMatch", 403, {}, "secret key", "AWS_SECRET_ACCESS_KEY"),
+        ("ExpiredToken", 400, {}, "have expired", "aws sso login"),
+        ("RequestTimeTooSkewed", 403, {}, "clock", "timedatectl"),
+        ("NoSuchBucket", 404, {}, "bucket weights is not there", "make the bucket"),
+        ("PermanentRedirect", 301, {"x-amz-bucket-region": "eu-north-1"}, "another region, eu-north-1", 'region = "eu-north-1"'),
+        ("AuthorizationHeaderMalformed", 400, {}, "another region", "set region"),
+        ("AccessDenied", 403, {}, "forbids this", "docs/s3.md"),
+        ("KMS.DisabledException", 400, {}, "encryption key", "sse_kms_key_id"),
+        ("InvalidStorageClass", 400, {}, "no such storage class", "storage_class"),
+        ("InvalidRequest", 400, {}, "no object lock", "object_lock_days"),
+    ],
+)
+def test_each_refusal_is_a_sentence_with_what_to_do(
+    code: str, status: int, headers: dict[str, str], says: str, hint: str, tmp_path: Any
+) -> None:
+    bucket = S3Kind("http://127.0.0.1:9", "weights", "p", tmp_path, None).copy().bucket
+    message = "Bucket is missing Object Lock Configuration" if code == "InvalidRequest" else "as it says"
+    response = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers}}
+    with pytest.raises((AccessDenied, Gone, Refused)) as caught, bucket.errors():
+        raise theirs.ClientError(response, "PutObject")  # type: ignore[arg-type]
+    assert says in caught.value.message and hint in caught.value.hint and "\n" not in caught.value.message
+
+
 def test_every_error_of_botocore_is_mapped(tmp_path: Any) -> None:
     bucket = S3Kind("http://127.0.0.1:9", "weights", "p", tmp_path, None).copy().bucket
     kinds = [one for one in vars(theirs).values() if isinstance(one, type) and issubclass(one, theirs.BotoCoreError)]
