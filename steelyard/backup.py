@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from steelyard.abilities import refuse_what_does_not_fit
+from steelyard.backup_rows import bad_there, tell, tell_of_traffic, tell_plan
 from steelyard.batches import batches
 from steelyard.carry import Carried, carry_group, groups, rotten
 from steelyard.copies.base import Copy, Finding, Look
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.mount import MountReplica
-from steelyard.errors import Corrupt, Missing, MountAbsent, OutsideHours, SteelyardError
+from steelyard.errors import Missing, MountAbsent, OutsideHours, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
-from steelyard.money import Shape
 from steelyard.papers import carry_papers
 from steelyard.parity import lacks_parity, make_parity
 from steelyard.pieces import MIB, in_threads
@@ -27,7 +27,7 @@ from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.space import Need, check_room
 from steelyard.steps import Run, run_here
-from steelyard.traffic import closed, keep_to_hours, plan_traffic, sentence, shapes, tell_traffic
+from steelyard.traffic import closed, keep_to_hours, plan_traffic, shapes
 from steelyard.watch import current_watch
 
 log = logging.getLogger("steelyard")
@@ -85,7 +85,7 @@ def backup(site: Site, models: Sequence[str] = (), *, to: str | None = None, dry
         report.rows += one.rows
         report.errors += one.errors
         report.extra.setdefault("plan", {}).update(one.extra.get("plan", {}))
-    _tell_of_traffic(site, report, before, dry_run)
+    tell_of_traffic(site, report, before, dry_run)
     if dry_run:
         return report.close()
     for model in chosen:
@@ -107,18 +107,6 @@ def _by_disk(site: Site, names: Sequence[str]) -> list[list[str]]:
     return list(disks.values())
 
 
-def _tell_of_traffic(site: Site, report: Report, before: Mapping[str, Shape], dry_run: bool) -> None:
-    traffic = {} if dry_run else tell_traffic(site, before)
-    plan = report.extra.pop("plan", {})
-    if dry_run:
-        report.extra["plan"] = plan
-    if traffic:
-        report.extra["traffic"] = traffic
-    notes = [sentence(name, told, ahead=dry_run) for name, told in (plan if dry_run else traffic).items()]
-    if notes:
-        report.extra["note"] = "; ".join(notes)
-
-
 def _to_replica(
     site: Site, chosen: Sequence[str], name: str, report: Report, proven: dict[tuple[str, str], Finding], run: Run, dry_run: bool = False
 ) -> None:
@@ -132,7 +120,7 @@ def _to_replica(
     if dry_run:
         report.extra["plan"] = {name: plan_traffic(site, name, {model: (plan.manifest, plan.todo) for model, plan in plans.items()})}
         for plan in plans.values():
-            _tell_plan(report, replica, plan)
+            tell_plan(report, replica, plan.manifest, plan.there)
     if not plans or dry_run:
         return
     replica.ready(write=True)
@@ -187,7 +175,7 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
     began = time.monotonic()
     manifest, model = plan.manifest, plan.manifest.model
     carried = [
-        Carried(entry.path, "refused", error=_bad_there(replica, manifest, entry, found))
+        Carried(entry.path, "refused", error=bad_there(replica, manifest, entry, found))
         for entry in manifest.files
         if (found := plan.there.get(entry.path)) and found.verdict not in {"ok", "missing"}
     ]
@@ -237,45 +225,10 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
     if isinstance(replica, MountReplica):
         facts["drive"] = replica.drive.ident()
     site.history.event("backup", model, replica.name, "ok" if whole else "failed", **facts)
-    _tell(report, replica, manifest, carried)
+    tell(report, replica, manifest, carried)
     for one in protected:
         facts = {"action": one.action, "bytes_written": one.bytes_written, "commit": manifest.commit, "role": "parity"}
         report.rows.append(Row(model, one.path, replica.name, replica.where(manifest, one.path), facts))
-
-
-def _tell_plan(report: Report, replica: Copy, plan: Plan) -> None:
-    """Rows of what would be done; what is bad in the replica would be refused, and is told as it would be."""
-    for entry in plan.manifest.files:
-        found = plan.there.get(entry.path)
-        verdict = "ok" if plan.settled or found is None else found.verdict
-        action = {"ok": "unchanged", "missing": "would-copy"}.get(verdict, "refused")
-        facts: dict[str, object] = {"action": action, "bytes_written": 0, "commit": plan.manifest.commit}
-        if action == "would-copy":
-            facts["size_bytes"] = entry.size_bytes
-        where = replica.where(plan.manifest, entry.path)
-        report.rows.append(Row(plan.manifest.model, entry.path, replica.name, where, facts, 1 if action == "refused" else 0))
-        if action == "refused" and found is not None:
-            report.errors.append(_bad_there(replica, plan.manifest, entry, found))
-
-
-def _tell(report: Report, replica: Copy, manifest: Manifest, carried: Sequence[Carried]) -> None:
-    for one in sorted(carried, key=lambda one: one.path):
-        facts = {"action": one.action, "bytes_written": one.bytes_written, "commit": manifest.commit, "sha256": manifest[one.path].sha256}
-        if one.how:
-            facts["shared"] = one.how
-        code = one.error.exit_code if one.error else 0
-        report.rows.append(Row(manifest.model, one.path, replica.name, replica.where(manifest, one.path), facts, code))
-        if one.error is not None:
-            report.errors.append(one.error)
-
-
-def _bad_there(replica: Copy, manifest: Manifest, entry: FileEntry, finding: Finding) -> SteelyardError:
-    return Corrupt(
-        path=replica.where(manifest, entry.path),
-        why=f"{finding.verdict} in the replica ({finding.why}), so it was left as it is",
-        ranges=finding.bad_ranges,
-        hint=f"run: steelyard repair {manifest.model} --copy {replica.name}",
-    )
 
 
 # --- steps
