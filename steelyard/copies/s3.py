@@ -55,6 +55,7 @@ class S3Replica:
         self.looker = Looker(self.bucket, self.layout, settings, ours)
         self.memory = self.looker.memory
         self.orphans_aborted = 0
+        self._wrote: set[str] = set()
         self._abilities: Abilities | None = None
         self._listings = self.looker.listings
         self._older = Older(self.commits, self.manifest)
@@ -157,6 +158,7 @@ class S3Replica:
                 return Brought("unchanged", 0)
             set_aside(self.bucket, self.layout, over, f"replaced by {entry.sha256}")
         sent = self._send(manifest, entry, reader, key, over)
+        self._wrote.add(manifest.commit)
         self._keep(manifest, entry, sent)
         how = "copied by the store" if entry.size_bytes and not sent.bytes_sent and not sent.resumed else ""
         return Brought("resumed" if sent.resumed else "copied", sent.bytes_sent, how)
@@ -273,7 +275,8 @@ class S3Replica:
 
         :raises Missing: when a file is not there or has another size; no record is written then.
         """
-        there = self.snapshot_listing(manifest)
+        # Where this run wrote nothing, the listing by which it found that out is young enough.
+        there = {path: size for path, (size, _) in self._listings.of(manifest, fresh=manifest.commit in self._wrote).items()}
         for entry in manifest.files:
             if there.get(entry.path) != entry.size_bytes:
                 raise Missing(path=self.where(manifest, entry.path), hint=f"run: steelyard backup --to {self.name}")
