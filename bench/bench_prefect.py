@@ -43,7 +43,7 @@ def fill(home: Path, hub: LoopbackHub, models: int) -> Path:
     parts = [f'[store]\nmodels = "{home}/models"\nhf_home = "{home}/hf"\nmin_free = 0\n[hub]\nendpoint = "{hub.endpoint}"\n']
     for number in range(models):
         repo_id = f"bench/m{number:04}"
-        hub.add_revision(repo_id, {"w.bin": b"w%07d" % number * (SMALL_BYTES // 8)})
+        hub.add_revision(repo_id, {"w.dat": b"w%07d" % number * (SMALL_BYTES // 8)})
         parts.append(f'[models.m{number:04}]\nrepo_id = "{repo_id}"\n')
     parts.append(f'[replicas.folder]\nkind = "mount"\npath = "{home}/replica"\nmount_point = false\n')
     config = home / "steelyard.toml"

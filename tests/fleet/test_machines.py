@@ -26,7 +26,7 @@ ENOUGH = {"PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://p:w@db/pr
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 def test_nothing_is_lost_and_nothing_is_done_twice_while_workers_are_killed(tmp_path: Path) -> None:
     lines: list[str] = []
-    proof = prove(tmp_path, runs=14, kills=3, kill_a_server=False, seed=1, say=lines.append, within_s=420)
+    proof = prove(tmp_path, runs=10, kills=3, kill_a_server=False, seed=1, say=lines.append, within_s=420)
     sys.stderr.write("\n".join([*lines, json.dumps(proof.as_json())]))
     proof.check()
 
