@@ -19,7 +19,7 @@ from steelyard.config import load_config
 from steelyard.errors import SteelyardError, Stopped
 from steelyard.orchestrator import answers as answers
 from steelyard.report import Report, summary
-from steelyard.verbs import Call, run_locally
+from steelyard.verbs import VERBS, Call, run_locally
 
 if TYPE_CHECKING:
     from prefect import Flow, State
@@ -70,7 +70,7 @@ def run_as_flow(call: Call) -> Report:
     if api_url:
         if not answers(api_url):
             log.warning("the Prefect API at %s does not answer: running without it, nothing will show there", api_url)
-            return run_locally(call)
+            return _without_prefect(call)
         os.environ["PREFECT_API_URL"] = api_url
     else:
         # Prefect starts a server of its own for this one run; its first start takes longer than Prefect's own 20 s allow.
@@ -99,6 +99,20 @@ def run_as_flow(call: Call) -> Report:
             state.result(raise_on_failure=True)
         raise Stopped()
     return outcome.report
+
+
+def _without_prefect(call: Call) -> Report:
+    """The verb in this process. The nightly round is no verb of the command line: its order is written in flows/."""
+    if call.verb in VERBS:
+        return run_locally(call)
+    from flows.keep_models import keep
+    from steelyard.runs import remembered
+    from steelyard.site import Site
+    from steelyard.steps import run_here
+
+    assert call.verb == "keep"
+    site = Site.open(call.config)
+    return remembered(site, call.verb, lambda: keep(site, call.params["models"], mend=call.params["repair"], run=run_here))
 
 
 def flow_of(call: Call) -> tuple[Callable[..., State[Any]], Options]:

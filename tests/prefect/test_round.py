@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,7 +17,7 @@ from steelyard.download import download
 from steelyard.report import Report
 from steelyard.steps import run_here
 from tests.conftest import World
-from tests.prefect.test_house import declared
+from tests.prefect.test_house import ROOT, declared
 
 
 @pytest.fixture
@@ -74,6 +76,15 @@ def test_the_round_leaves_the_inventory(kept: World) -> None:
     with kept.config.open("a") as config:
         config.write("[fleet]\npublish = false\n")
     assert "inventory" not in one_round(kept).extra
+
+
+def test_by_hand_it_works_where_the_api_is_away(kept: World) -> None:
+    environment = {**kept.environment, "PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(kept.home / "prefect")}
+    command = [sys.executable, "-m", "flows.keep_models", "--config", str(kept.config), "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["command"] == "keep"
+    assert "does not answer: running without it" in done.stderr
 
 
 def test_the_form_has_bounds() -> None:
