@@ -119,7 +119,12 @@ def _await(api: Api, idents: list[str], began: float, within_s: float, say: Call
     """Until every run is done. A run that crashed is not over: it is taken up again."""
     said = 0.0
     while True:
-        states = Counter(str(run["state_type"]) for run in _runs(api, idents))
+        try:
+            states = Counter(str(run["state_type"]) for run in _runs(api, idents))
+        except OSError as error:
+            # A server that is busy with something else is asked again; what it does meanwhile is what is looked at.
+            say(f"no answer: {error}")
+            states = Counter()
         elapsed = time.monotonic() - began
         if states["COMPLETED"] + states["FAILED"] + states["CANCELLED"] == len(idents):
             return
