@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -35,7 +35,8 @@ def clean(site: Site, *, apply: bool = False, pip: bool = False) -> Report:
     report = Report("clean")
     with report.collecting():
         guard = Guard(site)
-        with _measured(site, report if apply else None):
+        with _measured(site, report if apply else None), ExitStack() as locks:
+            planned: list[tuple[Leaving, FolderCopy | None]] = []
             for name, copy in site.copies.items():
                 if (bucket := bucket_of(site, name)) is not None:
                     with report.collecting(), site.writing(name, list(site.config.models), "clean") if apply else nullcontext():
@@ -43,7 +44,7 @@ def clean(site: Site, *, apply: bool = False, pip: bool = False) -> Report:
                         clean_bucket(site, bucket, report, apply=apply)
                 if not isinstance(copy, FolderCopy):
                     continue
-                with report.collecting(), ExitStack() as locks:
+                with report.collecting():
                     try:
                         copy.ready(write=apply and isinstance(copy, MountReplica))
                         if apply and copy.ours.is_dir():
@@ -53,9 +54,10 @@ def clean(site: Site, *, apply: bool = False, pip: bool = False) -> Report:
                         continue
                     except SteelyardError:
                         continue  # no store yet
-                    _go_through(site, report, guard, priced(list(_of_copy(site, copy))), apply, copy)
+                    planned += [(one, copy) for one in _of_copy(site, copy)]
             with report.collecting():
-                _go_through(site, report, guard, priced(list(caches(site, pip=pip))), apply, None)
+                planned += [(one, None) for one in caches(site, pip=pip)]
+            _go_through(site, report, planned, guard, apply)
     freed = sum(int(row.facts["bytes"]) for row in report.rows)
     if apply and report.rows:
         report.extra["note"] = f"{gb(freed)} freed; the file systems say {gb(report.extra.get('measured_bytes', 0))}"
@@ -75,11 +77,18 @@ def _of_copy(site: Site, copy: FolderCopy) -> Iterator[Leaving]:
         yield from former_places(site)
 
 
-def _go_through(site: Site, report: Report, guard: Guard, leaving: Iterable[Leaving], apply: bool, copy: FolderCopy | None) -> None:
-    for one in leaving:
-        if not guard.allows(one):
+def _go_through(site: Site, report: Report, planned: Sequence[tuple[Leaving, FolderCopy | None]], guard: Guard, apply: bool) -> None:
+    """Price all together, since bytes may have names in several copies, then name or remove one by one."""
+    copies: dict[Path, FolderCopy | None] = {}
+    going: list[Leaving] = []
+    for one, copy in planned:
+        if guard.allows(one):
+            going.append(one)
+            copies[one.path] = copy
+        else:
             log.warning("%s holds what must stay and is left alone (%s)", one.path, one.reason)
-            continue
+    for one in priced(going):
+        copy = copies[one.path]
         with report.collecting():
             if apply:
                 with errors_of(one.path), suppress(FileNotFoundError):
