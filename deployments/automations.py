@@ -27,6 +27,8 @@ TOLD = {
     "steelyard.verify.failed": "A copy has bytes that are not what was recorded, or lacks a file: see what repair would do.",
     "steelyard.load.failed": "Weights that are held do not load.",
     "steelyard.drill.failed": "A model could not be brought back from a replica and loaded.",
+    "steelyard.drill.slower": "A restore drill took at least twice as long as the last ones.",
+    "steelyard.replica.overdue": "A drive had no good backup for longer than its max_age: plug it in.",
     "steelyard.copies.too-few": "A model has fewer verified copies than its min_copies.",
     "steelyard.disk.low": "A disk of ours is below its warning level, or will be full soon: see what may go with steelyard clean.",
     "steelyard.disk.nearly-full": "A disk of ours is below its error level, or the store's drive has less free than min_free.",

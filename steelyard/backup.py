@@ -17,7 +17,7 @@ from steelyard.carry import Carried, carry_group, groups, rotten
 from steelyard.copies.base import Copy, Finding, Look
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.mount import MountReplica
-from steelyard.errors import Missing, MountAbsent, OutsideHours, SteelyardError
+from steelyard.errors import Missing, MountAbsent, OutsideHours, Refused, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.papers import carry_papers
 from steelyard.parity import lacks_parity, make_parity
@@ -123,16 +123,23 @@ def _to_replica(
             tell_plan(report, replica, plan.manifest, plan.there)
     if not plans or dry_run:
         return
+    if isinstance(replica, MountReplica):
+        replica.drive.check(write=True)
+        for model, plan in list(plans.items()):
+            with report.collecting(), replica.drive.held_where_it_ends() as there:
+                try:
+                    refuse_what_does_not_fit(there, name, {entry.path: entry.size_bytes for entry in plan.todo})
+                except Refused:
+                    del plans[model]
+                    raise
+        if not plans:
+            return
     replica.ready(write=True)
     warn_of_weakness(site, replica)
     for model, plan in plans.items():
-        with report.collecting():
-            if isinstance(replica, MountReplica) and plan.todo:
-                with replica.held() as root:
-                    refuse_what_does_not_fit(root, name, {entry.path: entry.size_bytes for entry in plan.todo})
-            with site.writing(name, [model], "backup"):
-                _carry_out(site, replica, plan, report, proven, run)
-    tell_of_the_shelf(site, chosen, replica)
+        with report.collecting(), site.writing(name, [model], "backup"):
+            _carry_out(site, replica, plan, report, proven, run)
+    report.rows += tell_of_the_shelf(site, chosen, replica)
 
 
 def _plan(site: Site, model: str, replica: Copy, run: Run) -> Plan:

@@ -326,14 +326,21 @@ def views(kind: Literal["copy", "reflink", "hardlink", "auto"], *, common: Commo
 
 @app.command
 def target(
-    name: str, *, forget: str | None = None, versioning: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON
+    name: str,
+    *,
+    label: str | None = None,
+    forget: str | None = None,
+    versioning: Annotated[bool, Parameter(negative="")] = False,
+    common: Common = COMMON,
 ) -> Asked:
     """Put the marker on a replica's drive or bucket and probe what it can do; from then on no other drive is taken for it.
 
     Parameters
     ----------
+    label
+        What you call this drive, where several take turns: "B".
     forget
-        The id of a drive (its first digits) that is no longer expected.
+        The id of a drive (its first digits), or its label, that is no longer expected.
     versioning
         Have the bucket keep older versions from now on; without this it is only told whether it does.
     """
@@ -342,7 +349,7 @@ def target(
         from steelyard.site import Site
         from steelyard.target import target as mark
 
-        return mark(Site.open(common.config), name, forget=forget, versioning=versioning)
+        return mark(Site.open(common.config), name, label=label, forget=forget, versioning=versioning)
 
     return Direct("target", make)
 

@@ -48,7 +48,13 @@ def drill(site: Site, models: Sequence[str] = (), *, source: str | None = None, 
                 continue
             for model in chosen:
                 with report.collecting():
-                    report.rows.append(run(drill_model, site, model, name, device))
+                    try:
+                        report.rows.append(run(drill_model, site, model, name, device))
+                    except SteelyardError as error:
+                        if error.exit_code != 130:
+                            facts = {"verdict": "failed", "why": error.message, "loaded": 0}
+                            report.rows.append(Row(model, "", name, "", facts, error.exit_code))
+                        raise
     return report.close()
 
 

@@ -214,12 +214,14 @@ class History:
         except (sqlite3.Error, ValueError):
             return []
 
-    def whole_since(self, copy: str, model: str, commit: str) -> dict[str, str]:
-        """When each file of a snapshot was last found whole, by path."""
-        question = "select file, max(at) from proofs where copy=? and model=? and commit_id=? and verdict='ok' group by file"
+    def whole_since(self, copy: str, model: str, commit: str) -> dict[str, tuple[str, str]]:
+        """When each file of a snapshot was last found whole, and by what, by path."""
+        # SQLite takes the bare column from the row that has the maximum.
+        question = "select file, max(at), proof from proofs where copy=? and model=? and commit_id=? and verdict='ok' group by file"
         try:
             with self._open(write=False) as db:
-                return dict(db.execute(question, (copy, model, commit)).fetchall()) if db is not None else {}
+                rows = db.execute(question, (copy, model, commit)).fetchall() if db is not None else []
+            return {file: (at, proof) for file, at, proof in rows}
         except sqlite3.Error:
             return {}
 

@@ -23,6 +23,8 @@ class Looks:
     site: Site
     _why_not: dict[str, str] = field(default_factory=dict)
     _domains: dict[str, str] = field(default_factory=dict)
+    files: list[dict[str, Any]] = field(default_factory=list)
+    """Of every file looked at: when it was last found whole, and by what (None: never)."""
 
     def why_not(self, copy: str) -> str:
         """Why *copy* can't be looked at now; "" where it can. S3 is never asked: it is judged by what was last proven."""
@@ -59,7 +61,9 @@ class Looks:
         worst, at_file, proven = "ok", "", []
         for path in paths:
             verdict, entry, seen = "unverified", entries.get(path), last.get(path)
-            proven.append(whole.get(path, ""))
+            at, proof = whole.get(path, ("", ""))
+            proven.append(at)
+            self.files.append({"model": manifest.model, "file": path, "copy": copy, "last_proven": at or None, "proof": proof or None})
             if entry is None:
                 verdict = "unverified" if copy == "store" else "missing"
             elif s3:

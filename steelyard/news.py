@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from steelyard.disk import gb
+from steelyard.protection import age_text
 from steelyard.report import Report, Row, summary
 
 UPDATE_AVAILABLE = "steelyard.update.available"
@@ -27,6 +29,8 @@ STALE = "steelyard.upstream.stale"
 VERIFY_FAILED = "steelyard.verify.failed"
 LOAD_FAILED = "steelyard.load.failed"
 DRILL_FAILED = "steelyard.drill.failed"
+DRILL_SLOWER = "steelyard.drill.slower"
+OVERDUE = "steelyard.replica.overdue"
 RUN_FAILED = "steelyard.run.failed"
 TOO_FEW = "steelyard.copies.too-few"
 NEARLY_FULL = "steelyard.disk.nearly-full"
@@ -75,7 +79,21 @@ def news_of_state(report: Report) -> list[News]:
         few = model["commit"] and model["verified_copies"] < model["min_copies"]
         told = f"{model['model']}: {model['verified_copies']} verified copies, {model['min_copies']} are wanted"
         found.append(News(TOO_FEW, model["model"], told if few else "", told, model["model"]))
+        for copy, seen in model["copies"].items():
+            found += _of_age(model["model"], copy, seen)
     return found
+
+
+def _of_age(model: str, copy: str, seen: Mapping[str, Any]) -> Iterator[News]:
+    """A replica that is past its max_age; where several drives take turns, each of them."""
+    drives = seen.get("drives") or []
+    for one in drives if len(drives) > 1 else [seen] if "overdue" in seen else []:
+        who = f"{copy}, drive {one.get('label') or one.get('id')}" if one is not seen else copy
+        at = one.get("last_good_at")
+        told = f"{who}: its last good copy of {model} is {age_text(_age_s(at))} old" if at else f"{who} never had a good copy of {model}"
+        yield News(
+            OVERDUE, f"{model}/{copy}/{one.get('id', '') if one is not seen else ''}", "overdue" if one["overdue"] else "", told, model
+        )
 
 
 def _of_row(report: Report, row: Row) -> Iterator[News]:
@@ -90,6 +108,9 @@ def _of_row(report: Report, row: Row) -> Iterator[News]:
         event = LOAD_FAILED if verb == "load" else DRILL_FAILED
         key = row.outcome if row.exit_code else ""
         yield News(event, f"{row.model}/{row.copy}/{row.file}", key, f"{_where(row)} is {row.outcome}{_why(row)}", row.model)
+        if "slower" in row.facts:
+            slow = f"{_where(row)}: {row.facts.get('seconds')} s, usually {row.facts.get('usual_seconds')} s"
+            yield News(DRILL_SLOWER, f"{row.model}/{row.copy}", "slower" if row.facts["slower"] else "", slow, row.model)
     elif row.facts.get("action") in {"updated", "rolled-back"}:
         event = UPDATE_APPLIED if row.facts["action"] == "updated" else ROLLED_BACK
         # Each is an act of its own, even where it leads to the same commit as one before.

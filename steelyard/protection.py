@@ -123,12 +123,37 @@ def warn_of_weakness(site: Site, replica: Copy) -> None:
         )
 
 
-def tell_of_the_shelf(site: Site, chosen: Sequence[str], replica: Copy) -> None:
-    """How far behind the replica's other drives are."""
+def drives_of(site: Site, copy: str, good: Sequence[LastGood]) -> list[dict[str, object]]:
+    """Every drive that a replica had a good backup on or that is known to its shelf, with its label and how far it is behind."""
+    replica = site.replicas[copy]
+    labels = replica.drive.shelf.labels() if isinstance(replica, MountReplica) and replica.drive.shelf is not None else {}
+    limit = site.config.replicas[copy].max_age
+    ages = {one.drive: one for one in good if not labels or one.drive in labels}
+    found: list[dict[str, object]] = []
+    for drive in dict.fromkeys([*ages, *labels]):
+        last = ages.get(drive)
+        overdue = limit is not None and (last is None or last.age_s > limit)
+        facts: dict[str, object] = {"id": drive, "label": labels.get(drive) or None, "overdue": overdue}
+        facts |= {"last_good_at": last.at.isoformat() if last else None, "age_s": round(last.age_s) if last else None}
+        found.append(facts)
+    return found
+
+
+def tell_of_the_shelf(site: Site, chosen: Sequence[str], replica: Copy) -> list[Row]:
+    """How far behind the replica's other drives are: a row each, overdue past the replica's max_age."""
     shelf = replica.drive.shelf if isinstance(replica, MountReplica) else None
-    others = set(shelf.known()) - {replica.drive.ident()} if shelf is not None and isinstance(replica, MountReplica) else set()
-    for model in chosen if others else ():
-        ages = {one.drive: one.age_s for one in last_good(site, model, replica.name)}
-        for drive in sorted(others):
-            behind = f"is {age_text(ages[drive])} behind" if drive in ages else "never had it"
-            log.warning("%s: drive %s %s (%s)", replica.name, drive, behind, model)
+    if shelf is None or not isinstance(replica, MountReplica) or not (set(shelf.known()) - {(here := replica.drive.ident())}):
+        return []
+    rows = []
+    for model in chosen:
+        for one in drives_of(site, replica.name, last_good(site, model, replica.name)):
+            if one["id"] == here or not one["id"]:
+                continue
+            drive = f"drive {one['label'] or one['id']}"
+            age_s = one["age_s"]
+            why = f"{drive} is {age_text(float(str(age_s)))} behind" if age_s is not None else f"{drive} never had it"
+            log.log(logging.ERROR if one["overdue"] else logging.WARNING, "%s: %s (%s)", replica.name, why, model)
+            facts = {"action": "skipped", "why": why, "bytes_written": 0, "drive": one["label"] or one["id"]}
+            facts |= {key: one[key] for key in ("overdue", "last_good_at", "age_s")}
+            rows.append(Row(model, "", replica.name, "", facts, 0))
+    return rows

@@ -11,7 +11,7 @@ from steelyard.history import Event
 from steelyard.licence import licence_of
 from steelyard.lock import LockedModel
 from steelyard.looking import Looks
-from steelyard.protection import is_overdue, last_good
+from steelyard.protection import drives_of, is_overdue, last_good
 from steelyard.report import Report, Row
 from steelyard.restorable import Drilled, from_copy, of_model
 from steelyard.site import Site
@@ -25,6 +25,7 @@ def status(site: Site) -> Report:
     now = datetime.now(UTC)
     with report.collecting(), site.history.reading():
         lock, looks = site.lock(), Looks(site)
+        report.extra["files"] = looks.files
         drills = _drills(site.history.recent("drill"))
         updates = {one.model: one for one in reversed(site.history.recent("check-updates"))}
         for name, wanted in site.config.models.items():
@@ -121,8 +122,8 @@ def _independent(looks: Looks, copies: dict[str, dict[str, Any]]) -> int:
 def _ages(site: Site, model: str, copy: str) -> dict[str, Any]:
     """When a replica was last brought up to date, drive by drive."""
     good = last_good(site, model, copy)
-    drives = [{"id": one.drive, "last_good_at": one.at.isoformat(), "age_s": round(one.age_s)} for one in good]
-    return {"last_good_at": drives[0]["last_good_at"] if drives else None, "overdue": is_overdue(site, copy, good), "drives": drives}
+    drives = drives_of(site, copy, good)
+    return {"last_good_at": good[0].at.isoformat() if good else None, "overdue": is_overdue(site, copy, good), "drives": drives}
 
 
 def disk_line(report: Report) -> str:

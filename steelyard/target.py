@@ -30,10 +30,10 @@ def shelf_of(site: Site, name: str) -> Shelf:
     return Shelf(site.store.ours / "targets" / f"{name}.json")
 
 
-def target(site: Site, name: str, *, forget: str | None = None, versioning: bool = False) -> Report:
+def target(site: Site, name: str, *, label: str | None = None, forget: str | None = None, versioning: bool = False) -> Report:
     """Mark the drive (or bucket) that replica *name* has now, probe it, and remember its id; *forget*: no longer expect the drive of that id.
 
-    *versioning*: have the bucket keep older versions from now on; it is never turned on otherwise.
+    *label* is what people call this drive ("B"). *versioning*: have the bucket keep older versions from now on; it is never turned on otherwise.
 
     A marker that is there is kept, so this may be run again. A second drive under one name joins the shelf.
     """
@@ -41,7 +41,7 @@ def target(site: Site, name: str, *, forget: str | None = None, versioning: bool
     replica = site.replica(name)
     shelf = shelf_of(site, name)
     if forget is not None:
-        fitting = [ident for ident in shelf.known() if ident.startswith(forget)]
+        fitting = [ident for ident, named in shelf.labels().items() if ident.startswith(forget) or named == forget]
         if len(fitting) != 1:
             raise UsageError(
                 why=f"{forget!r} fits {len(fitting)} of the drives of {name}", hint=f"known: {', '.join(shelf.known()) or 'none'}"
@@ -61,10 +61,11 @@ def target(site: Site, name: str, *, forget: str | None = None, versioning: bool
         marker, where = _mark_bucket(replica)
         more = _settings_of(replica, versioning)
     others = [ident for ident in shelf.known() if ident != marker.ident]
-    shelf.remember(marker.ident)
+    shelf.remember(marker.ident, label)
     facts: dict[str, object] = {
         "action": "marked",
         "id": marker.ident,
+        "label": shelf.labels()[marker.ident] or None,
         "made_at": marker.made_at,
         "abilities": marker.abilities,
         "other_drives": others,

@@ -65,6 +65,16 @@ class Drive:
                 raise self._told(error, above, there) from error
 
     @contextmanager
+    def held_where_it_ends(self) -> Iterator[Path]:
+        """The nearest folder on the way to the root that is there: for a probe before anything is made."""
+        there = existing_parent(self.root)
+        with self._opened(there) as above:
+            try:
+                yield above
+            except SteelyardError as error:
+                raise self._told(error, above, there) from error
+
+    @contextmanager
     def _opened(self, folder: Path) -> Iterator[Path]:
         with errors_of(folder):
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -68,12 +68,24 @@ class Shelf:
                 path=str(self.path), why="it can't be read", hint=f"remove it and run: steelyard target {self.path.stem}"
             ) from error
 
-    def remember(self, ident: str) -> None:
-        self._write({**self.known(), ident: self.known().get(ident, utc_now())})
+    def labels(self) -> dict[str, str]:
+        """What people call each drive, by id; "" where nobody said. :raises BadRecord:"""
+        known = self.known()
+        try:
+            drives = unseal(self.path.read_bytes(), self.path)["drives"] if known else []
+        except OSError:
+            drives = []
+        return dict.fromkeys(known, "") | {str(one["id"]): str(one.get("label") or "") for one in drives}
+
+    def remember(self, ident: str, label: str | None = None) -> None:
+        known, labels = self.known(), self.labels()
+        if label is not None:
+            labels[ident] = label
+        self._write({**known, ident: known.get(ident, utc_now())}, labels)
 
     def forget(self, ident: str) -> None:
-        self._write({one: at for one, at in self.known().items() if one != ident})
+        self._write({one: at for one, at in self.known().items() if one != ident}, self.labels())
 
-    def _write(self, drives: Mapping[str, str]) -> None:
-        rows = [{"id": ident, "marked_at": at} for ident, at in drives.items()]
+    def _write(self, drives: Mapping[str, str], labels: Mapping[str, str]) -> None:
+        rows = [{"id": ident, "marked_at": at, "label": labels.get(ident, "")} for ident, at in drives.items()]
         write_atomically(self.path, seal({"steelyard_targets": VERSION, "drives": rows}))

@@ -44,6 +44,9 @@ def test_a_replica_that_rotted_fails_its_drill_and_the_failure_is_kept(held: Wor
     held.flip(next(held.usb.glob(f"mvdream/*/{FILE}")), 9_000_000)
     report = drill(held.site())
     assert (report.exit_code, report.errors[0].code) == (1, "corrupt")
+    assert [(row.outcome, row.copy, row.exit_code) for row in report.rows] == [("failed", "usb", 1)], (
+        "a row, so that an event can tell of it"
+    )
     assert held.site().history.events("drill", "mvdream")[0][2] == "failed"
     assert scratch(held) == []
 

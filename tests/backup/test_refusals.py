@@ -154,6 +154,37 @@ def test_a_file_beyond_4_gib_is_refused_on_fat32_only(plug: Plug, kind: str, tak
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("kind", ["fat32", "exfat"])
+def test_a_backup_of_a_file_beyond_4_gib_is_refused_on_fat32_and_nothing_is_written(held: World, plug: Plug, kind: str) -> None:
+    """A store with a file of 5 GiB that is all hole: the plan alone must find out."""
+    from steelyard.lock import LockedFile, LockedModel
+
+    drive = plug(kind, 6200)
+    on_drive(held, drive)
+    site, size = held.site(), 5 << 30
+    locked_model = site.lock().models["mvdream"]
+    entry = FileEntry(FILE, size, "1" * 64, "0" * 16, 8 << 20, ("0" * 64,) * 640, "1" * 64)
+    site.agree(
+        "mvdream", LockedModel(locked_model.repo_id, locked_model.revision, locked_model.commit, (LockedFile(FILE, size, sha256="1" * 64),))
+    )
+    site.store.seal(Manifest("mvdream", locked_model.repo_id, locked_model.revision, locked_model.commit, (entry,)))
+    os.truncate(held.weights, size)
+    before = tree(drive.point)
+    if kind == "exfat":
+        # It may hold such a file: here the hole is found out as what it is, a store that rotted.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("steelyard.backup.copy_files", lambda *_: pytest.fail("it got as far as copying, which is all that is asked"))
+            with pytest.raises(pytest.fail.Exception, match="as far as copying"):
+                backup(held.site(), to="usb")
+        return
+    error = refused(held)
+    if "4 GiB" not in error.message:
+        pytest.fail(error.message)
+    assert (FILE in error.message, "exFAT or ext4" in error.hint) == (True, True)
+    assert tree(drive.point) == before == []
+
+
+@pytest.mark.root
 def test_another_drive_under_the_same_mount_point_is_refused(held: World, plug: Plug) -> None:
     right, wrong = plug(name="drive"), plug(name="other", size_mb=64)
     on_drive(held, right)
@@ -210,6 +241,18 @@ def test_how_far_the_other_drives_of_the_shelf_are_behind_is_told(held: World, p
     _event(site.history.path, old, {"commit": commit, "drive": "b" * 16})
     assert backup(held.site()).exit_code == 0
     assert f"drive {'b' * 16} is 21 days behind" in caplog.text
+    shelf.remember("b" * 16, "B")
+    shelf.remember("c" * 16, "C")
+    done = held.run("backup")
+    behind = {row["drive"]: row for row in done.rows if row["action"] == "skipped"}
+    assert (done.code, behind["B"]["why"], behind["B"]["overdue"]) == (0, "drive B is 21 days behind", True)
+    assert (behind["C"]["why"], behind["C"]["age_s"], behind["C"]["overdue"]) == ("drive C never had it", None, True)
+    drives = status(held.site()).extra["models"][0]["copies"]["usb"]["drives"]
+    assert {one["label"]: one["overdue"] for one in drives} == {None: False, "B": True, "C": True}
+    assert held.run("target", "usb", "--label", "A").rows[0]["label"] == "A"
+    assert held.run("target", "usb").rows[0]["label"] == "A", "it keeps its label"
+    target(held.site(), "usb", forget="B")
+    assert set(shelf.labels().values()) == {"A", "C"}
 
 
 @pytest.mark.root

@@ -63,6 +63,37 @@ snapshots_of_any_kind = st.lists(st.tuples(st.floats(0, 900), st.sampled_from([T
 keeps = st.builds(Keep, st.integers(1, 6), st.integers(0, 6), st.integers(0, 6), st.integers(0, 6))
 
 
+def restic(snapshots: list[Snapshot], keep: Keep) -> set[str]:
+    """What `restic forget` keeps, written from its manual and not from our code: newest first; each rule takes the newest of each of its last
+    n periods that have one, and the oldest of all while it has counts left.
+    """
+    newest_first = sorted(snapshots, key=lambda one: (one.at, one.commit), reverse=True)
+    periods = {
+        "last": [one.commit for one in newest_first],
+        "daily": [one.at.strftime("%Y-%m-%d") for one in newest_first],
+        "weekly": [one.at.strftime("%G-W%V") for one in newest_first],
+        "monthly": [one.at.strftime("%Y-%m") for one in newest_first],
+    }
+    kept: set[str] = set()
+    for rule, names in periods.items():
+        wanted = getattr(keep, rule)
+        firsts = {name: index for index, name in reversed(list(enumerate(names)))}
+        taken = sorted(firsts.values())[:wanted]
+        if taken and len(taken) < wanted:
+            taken.append(len(names) - 1)
+        kept |= {newest_first[index].commit for index in taken}
+    return kept
+
+
+@given(snapshots_of_any_kind, keeps)
+def test_what_stays_is_what_restic_keeps_and_what_must_not_go(snapshots: list[Snapshot], keep: Keep) -> None:
+    counting = [one for one in snapshots if one.verified is not False]
+    expected = restic(counting, keep) | {one.commit for one in snapshots if one.verified is False}
+    proven = sorted((one for one in snapshots if one.verified), key=lambda one: (one.at, one.commit))
+    expected |= {proven[-1].commit} if proven else {one.commit for one in snapshots}
+    assert set(plan_retention(snapshots, keep).stay) == expected
+
+
 @given(snapshots_of_any_kind, keeps)
 def test_every_snapshot_either_stays_or_goes_and_the_newest_verified_never_goes(snapshots: list[Snapshot], keep: Keep) -> None:
     plan = plan_retention(snapshots, keep)

@@ -252,6 +252,7 @@ def test_the_schedules_are_those_that_the_readme_tells_of() -> None:
         "daily": "flows.check_updates.check_updates",
         "monthly": "flows.drill.drill_restore",
         "watch": "flows.disk_watch.disk_watch",
+        "scrub": "flows.scrub.scrub_models",
     }
 
 

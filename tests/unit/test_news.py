@@ -140,3 +140,42 @@ def test_every_event_that_someone_should_hear_of_has_its_automation() -> None:
     named = {value for key, value in vars(news).items() if key.isupper() and isinstance(value, str) and value.startswith("steelyard.")}
     assert named - set(TOLD) == {news.UNREACHABLE}, "one evening offline is no reason to call anyone"
     assert News("e", "s", "").key == ""
+
+
+def test_a_slow_drill_and_a_drive_past_its_max_age_are_told_once_until_they_have_ended(tmp_path: Path) -> None:
+    from steelyard.news import news_of_state
+
+    history = History(tmp_path / "h.sqlite")
+    slow = report("drill", {"verdict": "ok", "slower": True, "seconds": 90.0, "usual_seconds": 30.0}, copy="usb")
+    assert [told(history, slow), told(history, slow)] == [["drill.slower"], []]
+    assert told(history, report("drill", {"verdict": "ok", "slower": False}, copy="usb")) == []
+    failed = report("drill", {"verdict": "failed", "why": "it is corrupt"}, copy="usb", exit_code=1)
+    assert [told(history, failed), told(history, slow)] == [["drill.failed"], ["drill.slower"]]
+
+    def state(*drives: dict[str, Any], overdue: bool) -> list[str]:
+        made = Report("status")
+        made.extra["store"] = {"models": "/m", "free_bytes": 2, "min_free_bytes": 1}
+        usb = {"verdict": "ok", "overdue": overdue, "last_good_at": "2026-01-01T00:00:00+00:00", "drives": list(drives)}
+        few = {"model": "mvdream", "commit": "c", "verified_copies": 1, "min_copies": 1, "copies": {"store": {"verdict": "ok"}, "usb": usb}}
+        made.extra["models"] = [few]
+        sent = []
+        for one in news_of_state(made):
+            if not one.key:
+                history.forget_ended([(one.event, one.subject)])
+            elif history.tell_once(one.event, one.subject, one.key):
+                sent.append(one.told)
+        return sent
+
+    (first,) = state(overdue=True)
+    assert first.startswith("usb: its last good copy of mvdream is") and first.endswith("days old")
+    assert state(overdue=True) == [] and state(overdue=False) == [] and len(state(overdue=True)) == 1
+    young = {"id": "a1", "label": "A", "overdue": False, "last_good_at": "2026-01-01T00:00:00+00:00"}
+    never = {"id": "b2", "label": "B", "overdue": True, "last_good_at": None}
+    assert state(young, never, overdue=False) == ["usb, drive B never had a good copy of mvdream"]
+
+
+def test_an_automation_waits_for_each_of_the_events_of_drives() -> None:
+    from deployments.automations import TOLD
+    from steelyard.news import DRILL_SLOWER, OVERDUE
+
+    assert {DRILL_SLOWER, OVERDUE} <= set(TOLD)
