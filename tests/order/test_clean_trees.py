@@ -131,7 +131,7 @@ def plant(tree: Tree, place: str, name: str, size: int, ours: bool, deep: bool) 
     if place == "staging":
         return tree.put(folder / (f"{name}.partial" if ours else f"{name}.txt"), size, goes=ours)
     if place == "quarantine":
-        case = folder / f"case-{name}"
+        case = folder / f"{'case' if ours else 'kept'}-{name}"
         tree.put(case / "record.json", 10, goes=ours) if ours else None
         return tree.put(case / "bytes", size, goes=ours and (case / "record.json").exists())
     if place in {"drill", "incoming"}:
@@ -144,7 +144,7 @@ def plant(tree: Tree, place: str, name: str, size: int, ours: bool, deep: bool) 
         top = folder / (f"old_{name}" if ours else f"new_{name}")
         return tree.put(top / name if deep else top, size, goes=ours)
     if place == "xet":
-        return tree.put(folder / name, size, goes=True) if ours else tree.put(folder.parent / "staging" / name, size, goes=False)
+        return tree.put(folder / name, size + 1, goes=True) if ours else tree.put(folder.parent / "staging" / name, size, goes=False)
     return tree.put(folder / f"my-{name}", size, goes=False)
 
 
