@@ -36,7 +36,7 @@ demo: $(STAMP)  ## the whole job on embedded stand-ins, in under two minutes
 	@$(BIN)/steelyard demo
 
 test: $(STAMP)  ## all tests; those that need root, Chromium or a file system say why they are skipped
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
 torture: $(STAMP)  ## faults by the thousand: kills at every write, rename and fsync, full disks, rot … (MINUTES=10 SEED=1)
 	@$(BIN)/python -m torture --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --state out/torture --json out/torture.json $(ARGS)

@@ -151,3 +151,10 @@ def world(tmp_path: Path, hub: LoopbackHub, checkpoint: Path) -> World:
     world = World(tmp_path, hub)
     world.configure()
     return world
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: a file's tests stay together, and those that share the one Prefect server share a worker."""
+    for item in items:
+        shares = "prefect_up" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("prefect_up" if shares else item.nodeid.partition("::")[0]))
