@@ -27,10 +27,7 @@ $(LINT_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --group lint 2>$(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }
 	@touch $@
 
-settorture: $(STAMP)  ## faults by the thousand: kills at every write, rename and fsync, full disks, rot … (MINUTES=10 SEED=1)
-	@$(BIN)/python -m torture --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --state out/torture --json out/torture.json $(ARGS)
-
-up: $(STAMP)  ## make the environment only
+setup: $(STAMP)  ## make the environment only
 
 demo: $(STAMP)  ## the whole job on embedded stand-ins, in under two minutes
 	@$(BIN)/steelyard demo

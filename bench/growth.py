@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, nargs="*", default=[10, 100, 1000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path)
-    parser.add_argument("--docs", action="store_true", help="write docs/growth.md and docs/growth.svg")
+    parser.add_argument("--docs", action="store_true", help="write docs/scaling.md and docs/scaling.svg")
     asked = parser.parse_args()
     points: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for axis, wanted in zip(AXES, (asked.sizes, asked.files, asked.models), strict=True):
@@ -116,8 +116,8 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     (out / "growth.json").write_text(json.dumps({"machine": machine(), "points": points}, indent=1))
     if asked.docs:
-        (HERE.parent / "docs" / "growth.md").write_text(text)
-        (HERE.parent / "docs" / "growth.svg").write_text(as_svg(points))
+        (HERE.parent / "docs" / "scaling.md").write_text(text)
+        (HERE.parent / "docs" / "scaling.svg").write_text(as_svg(points))
 
 
 def as_markdown(points: dict[str, dict[int, dict[str, dict[str, float]]]]) -> str:
@@ -128,7 +128,7 @@ def as_markdown(points: dict[str, dict[int, dict[str, dict[str, float]]]]) -> st
         f"`python -m bench growth --docs`, {about['date']}, {about['cores']} cores, {about['memory_gib']} GiB. Whole commands, start-up included; medians.",
         "Slope: of the line through the logarithms of the two largest; 1 is linear, 0 is flat.",
         "",
-        "![seconds and MiB](growth.svg)",
+        "![seconds and MiB](scaling.svg)",
     ]
     for axis, found in points.items():
         numbers = list(found)
