@@ -98,3 +98,9 @@ def test_no_file_names_a_place_of_this_machine_or_a_registry() -> None:
         if path.is_file() and path.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ".service", ""}:
             text = path.read_text(errors="replace")
             assert not any(word in text for word in words), name
+
+
+def test_the_targets_that_users_rely_on_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    assert {"setup", "demo", "test", "up", "bench", "lint", "torture"} <= targets
