@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LINT_STAMP := $(VENV)/.installed-lint
 TOOLS := $(VENV)/tools/.installed
 # Most tests wait for a server or a disk: more at once than there are cores.
-WORKERS ?= 4
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test torture up bench bench-peers lint audit sbom coverage format clean-venv
