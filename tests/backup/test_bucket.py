@@ -43,7 +43,7 @@ def server() -> Iterator[SeaweedServer]:
 def client_of(server: SeaweedServer) -> Any:
     import boto3
 
-    return boto3.client("s3", endpoint_url=server.endpoint_url, region_name="us-east-1")
+    return boto3.session.Session().client("s3", endpoint_url=server.endpoint_url, region_name="us-east-1")
 
 
 Configure = Callable[..., str]

@@ -50,5 +50,5 @@ def bucket() -> Iterator[str]:
     with SeaweedServer() as server, server.credentials():
         import boto3
 
-        boto3.client("s3", endpoint_url=server.endpoint_url, region_name="us-east-1").create_bucket(Bucket="weights")
+        boto3.session.Session().client("s3", endpoint_url=server.endpoint_url, region_name="us-east-1").create_bucket(Bucket="weights")
         yield f'[replicas.s3]\nkind = "s3"\nbucket = "weights"\nprefix = "m"\nendpoint_url = "{server.endpoint_url}"\n'

@@ -54,7 +54,7 @@ def test_a_bucket_gives_both_or_nothing(new: World, bucket: str, tmp_path: Path,
     import boto3
 
     endpoint = tomllib.loads(bucket)["replicas"]["s3"]["endpoint_url"]
-    client: Any = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    client: Any = boto3.session.Session().client("s3", endpoint_url=endpoint, region_name="us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("STEELYARD_CATALOGUE", "s3://weights/catalogue")
     assert download(new.site()).ok

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.artifacts import tell
+from flows.events import tell
 from steelyard.report import Report, Row
 
 
@@ -75,11 +75,11 @@ def found(count: int) -> Report:
 
 def test_an_event_is_handed_over_though_the_server_is_busy(busy: BusyServer) -> None:
     busy.busy = 2
-    tell(found(1))
+    tell(None, found(1))
     assert busy.tries == 3
     assert [(one["event"], one["resource"]) for one in busy.taken] == [
         (
-            "steelyard.found.corrupt",
+            "steelyard.verify.failed",
             {"prefect.resource.id": "steelyard.model.m0", "prefect.resource.name": "w.pt in store: bytes 0 to 8"},
         )
     ]
@@ -87,10 +87,10 @@ def test_an_event_is_handed_over_though_the_server_is_busy(busy: BusyServer) -> 
 
 def test_a_server_that_stays_busy_is_a_warning_and_no_failed_run(busy: BusyServer, capsys: pytest.CaptureFixture[str]) -> None:
     busy.busy = 100
-    tell(found(1))
+    tell(None, found(1))
     assert busy.taken == []
 
 
 def test_hundreds_of_events_go_in_a_few_requests(busy: BusyServer) -> None:
-    tell(found(120))
+    tell(None, found(120))
     assert (busy.tries, len(busy.taken)) == (3, 120)

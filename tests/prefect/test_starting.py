@@ -152,7 +152,7 @@ def test_a_command_by_hand_is_a_run_that_shows(api: Api, prefect_world: PrefectW
     assert (run["state_name"], run["deployment_id"]) == ("Completed", None)
     names = {task["name"] for task in api.tasks(run["id"])}
     assert f"fetch mvdream · {FILE}" in names
-    assert len(names) == 5
+    assert len(names) == 7
 
 
 def test_a_flow_is_started_by_its_module_too(api: Api, held: PrefectWorld) -> None:

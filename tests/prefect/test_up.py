@@ -212,7 +212,7 @@ def test_doctor_finds_all_well_and_names_what_is_not(prefect_up: Up) -> None:
         )
 
     rows = until(all_well, 60, "doctor to find Prefect well")
-    assert rows["schedules"]["why"].startswith("5 schedules are on")
+    assert rows["schedules"]["why"].startswith("6 schedules are on")
     assert rows["pin sqlalchemy"]["verdict"] == "ok"
     code, rows = doctor(PREFECT_API_URL="http://127.0.0.1:9/api", HF_ENDPOINT="http://127.0.0.1:9")
     assert code == 1
