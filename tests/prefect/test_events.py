@@ -80,7 +80,7 @@ def test_an_event_is_handed_over_though_the_server_is_busy(busy: BusyServer) -> 
     assert [(one["event"], one["resource"]) for one in busy.taken] == [
         (
             "steelyard.verify.failed",
-            {"prefect.resource.id": "steelyard.model.m0", "prefect.resource.name": "w.pt in store: bytes 0 to 8"},
+            {"prefect.resource.id": "steelyard.model.m0", "prefect.resource.name": "w.pt in store is corrupt (bytes 0 to 8)"},
         )
     ]
 
