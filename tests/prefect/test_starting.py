@@ -101,7 +101,7 @@ def test_an_automation_starts_a_run_when_an_event_is_heard(api: Api, held: Prefe
             }
             return [run for run in api.ask("/flow_runs/filter", query) if run["created_by"]["type"] == "AUTOMATION"]
 
-        run = until(ended, 60, "the run that the automation asked for")[0]
+        run = until(ended, 150, "the run that the automation asked for")[0]
     finally:
         delete(api, f"/automations/{made['id']}")
     assert run["created_by"]["display_value"] == f"try repair {held.home.name}"
