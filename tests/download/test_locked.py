@@ -40,7 +40,11 @@ def test_the_same_bytes_though_the_branch_has_moved(team: World, newer: Path, ch
     assert (done.code, done.rows[0]["action"]) == (0, "downloaded")
     assert team.weights.read_bytes() == checkpoint.read_bytes()
     assert lock(team) == before
-    assert not [one.path for one in team.hub.requests if one.path.endswith("/revision/main")], "nothing is resolved"
+    commit = done.rows[0]["commit"]
+    asked = [one.path for one in team.hub.requests if "/api/" in one.path]
+    assert [path for path in asked if not path.endswith(f"/revision/{commit}")] == [], (
+        "no branch is resolved, only the agreed commit asked about"
+    )
 
 
 def test_a_rewritten_history_is_a_failure_with_a_sentence(team: World, newer: Path) -> None:
