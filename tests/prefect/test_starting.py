@@ -74,7 +74,7 @@ def test_an_automation_starts_a_run_when_an_event_is_heard(api: Api, held: Prefe
             "trigger": {
                 "type": "event",
                 "posture": "Reactive",
-                "expect": ["steelyard.found.corrupt"],
+                "expect": ["steelyard.verify.failed"],
                 "match": {"prefect.resource.id": "steelyard.model.*"},
                 "threshold": 1,
                 "within": 0,

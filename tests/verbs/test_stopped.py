@@ -41,6 +41,8 @@ class Phase:
     delay_ms: int = 100
     calls: int = 2
     before: Callable[[World], None] = lambda world: None
+    weights_only: bool = False
+    """Delay calls on the store's weights alone, and not those on locks and records."""
 
 
 def _lose(world: World) -> None:
@@ -75,7 +77,7 @@ PHASES = {
     "backup: making it last": Phase("backup", "fsync", "usb", delay_ms=1500, calls=1, before=_forget_replica),
     "restore: writing": Phase("restore mvdream --from usb", "pwrite64", "models", before=_lose),
     "repair: judging": Phase("repair", READ, FILE, before=_rot),
-    "repair: mending": Phase("repair", "pwrite64", "models", calls=1, delay_ms=2500, before=_rot),
+    "repair: mending": Phase("repair", "pwrite64", FILE, calls=1, delay_ms=800, before=_rot, weights_only=True),
     "drill: restoring": Phase("drill", "pwrite64", "", before=lambda world: None),
     "load: in the child": Phase("load", "openat", "torch", delay_ms=4, calls=30),
 }
@@ -116,6 +118,7 @@ def stop_and_go_on(kept: World, phase: Phase) -> None:
     trace = kept.home / "trace"
     inject = f"inject={phase.syscall}:delay_enter={phase.delay_ms}ms"
     strace = ["strace", "-f", "-yy", "-qq", "-o", str(trace), "-e", f"trace={phase.syscall}", "-e", inject, "-e", "signal=none"]
+    strace += ["-P", str(kept.weights)] if phase.weights_only else []
     process = subprocess.Popen(
         [*strace, sys.executable, "-m", "steelyard", *phase.command.split(), "--here", "--json"],
         cwd=kept.home,
