@@ -18,9 +18,8 @@ from steelyard.errors import BadRecord, SteelyardError
 from steelyard.manifest import Manifest, seal, unseal
 from steelyard.pieces import in_threads
 from steelyard.report import Report, Row
-from steelyard.retain import Keep, Snapshot, plan_retention
 from steelyard.site import Site
-from steelyard.superseded import verified
+from steelyard.superseded import beyond_keep
 from steelyard.watch import current_watch
 
 if TYPE_CHECKING:
@@ -67,29 +66,13 @@ def clean_bucket(site: Site, replica: S3Replica, report: Report, *, apply: bool)
 
 
 def _superseded(site: Site, replica: S3Replica) -> Iterator[Going]:
-    settings = replica.settings
-    keep = Keep(settings.keep_last, settings.keep_daily, settings.keep_weekly, settings.keep_monthly)
     for model in site.config.models:
-        locked = site.locked_model(model)
-        snapshots: list[Snapshot] = []
-        manifests: dict[str, Manifest] = {}
-        for commit, sealed_ns in replica.sealed(model):
-            try:
-                manifest = replica.manifest(model, commit)
-            except BadRecord as error:
-                log.warning("%s: %s; it is left alone", replica.name, error.message)
-                continue
-            if manifest is not None:
-                manifests[commit] = manifest
-                at = datetime.fromtimestamp(sealed_ns / 1e9, UTC)
-                snapshots.append(Snapshot(commit, at, verified(site, replica, manifest)))
-        for one in plan_retention(snapshots, keep, current=locked.commit if locked else "").go:
-            manifest = manifests[one.commit]
-            if strays := replica.strays(manifest):
-                log.warning(
-                    "%s: %s at %s holds %s, which nothing records; it is left alone", replica.name, model, one.commit[:8], strays[0]
-                )
-                continue
+        sealed = {commit: datetime.fromtimestamp(sealed_ns / 1e9, UTC) for commit, sealed_ns in replica.sealed(model)}
+
+        def sealed_at(one: Manifest, sealed: dict[str, datetime] = sealed) -> datetime:
+            return sealed[one.commit]
+
+        for manifest in beyond_keep(site, replica, model, sealed, sealed_at):
             yield _snapshot(replica, manifest)
 
 

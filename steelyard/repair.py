@@ -18,7 +18,8 @@ from steelyard.lock import LockedModel
 from steelyard.lookahead import NOTHING
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.mending import RunningSha
-from steelyard.parity import held_parity, make_parity, parity_source, unusable, wanted_percent
+from steelyard.parity import held_parity, make_parity, unusable, wanted_percent
+from steelyard.parity_source import parity_source
 from steelyard.pieces import MIB, default_threads, merge_ranges
 from steelyard.report import Report, Row
 from steelyard.restore import candidates, known_manifest

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steelyard.copies.base import Copy, Look
 from steelyard.copies.folder import FolderCopy
@@ -20,6 +22,9 @@ from steelyard.retain import Keep, RetentionPlan, Snapshot, plan_retention
 from steelyard.site import Site
 from steelyard.switch import held_folder, held_revisions
 
+if TYPE_CHECKING:
+    from steelyard.copies.s3 import S3Replica
+
 log = logging.getLogger("steelyard")
 
 GOING = "going"
@@ -29,24 +34,33 @@ GOING = "going"
 def superseded_snapshots(site: Site, copy: MountReplica) -> Iterator[Leaving]:
     """Snapshots of a drive beyond its keep_* settings; one with files that nothing records is left alone."""
     for model in site.config.models:
-        plan, manifests = _retention(site, copy, model)
-        for one in plan.go:
-            if strays := copy.strays(manifests[one.commit]):
-                log.warning("%s: %s at %s holds %s, which nothing records; it is left alone", copy.name, model, one.commit[:8], strays[0])
-                continue
-            yield Leaving(
-                copy.root, copy.folder_of(model, one.commit), "superseded: beyond what is to be kept", copy.name, model, one.commit
-            )
+        for manifest in beyond_keep(site, copy, model, copy.commits(model), partial(_sealed_at, copy)):
+            folder = copy.folder_of(model, manifest.commit)
+            yield Leaving(copy.root, folder, "superseded: beyond what is to be kept", copy.name, model, manifest.commit)
     for path in folders_in(copy.ours, GOING):
         yield Leaving(copy.root, path, "a removal that was stopped half-way", copy.name)
 
 
-def _retention(site: Site, copy: MountReplica, model: str) -> tuple[RetentionPlan, dict[str, Manifest]]:
-    """What stays and what goes of *model* on a drive, and the manifests that were read for it."""
+def beyond_keep(
+    site: Site, copy: MountReplica | S3Replica, model: str, commits: Iterable[str], sealed_at: Callable[[Manifest], datetime]
+) -> Iterator[Manifest]:
+    """Manifests of those of *commits* that the copy's keep_* settings let go; one that holds what nothing records is left alone."""
+    plan, manifests = _retention(site, copy, model, commits, sealed_at)
+    for one in plan.go:
+        if strays := copy.strays(manifests[one.commit]):
+            log.warning("%s: %s at %s holds %s, which nothing records; it is left alone", copy.name, model, one.commit[:8], strays[0])
+            continue
+        yield manifests[one.commit]
+
+
+def _retention(
+    site: Site, copy: MountReplica | S3Replica, model: str, commits: Iterable[str], sealed_at: Callable[[Manifest], datetime]
+) -> tuple[RetentionPlan, dict[str, Manifest]]:
+    """What stays and what goes of *commits* on a replica, and the manifests that were read for it."""
     settings, locked = copy.settings, site.locked_model(model)
     keep = Keep(settings.keep_last, settings.keep_daily, settings.keep_weekly, settings.keep_monthly)
     snapshots, manifests = [], dict[str, Manifest]()
-    for commit in copy.commits(model):
+    for commit in commits:
         try:
             manifest = copy.manifest(model, commit)
         except BadRecord as error:
@@ -54,7 +68,7 @@ def _retention(site: Site, copy: MountReplica, model: str) -> tuple[RetentionPla
             continue
         if manifest is not None:
             manifests[commit] = manifest
-            snapshots.append(Snapshot(commit, _sealed_at(copy, manifest), verified(site, copy, manifest)))
+            snapshots.append(Snapshot(commit, sealed_at(manifest), verified(site, copy, manifest)))
     return plan_retention(snapshots, keep, current=locked.commit if locked else ""), manifests
 
 
@@ -115,7 +129,9 @@ def _whole_elsewhere(site: Site, model: str, commit: str) -> str:
         try:
             if isinstance(replica, MountReplica):
                 replica.ready(write=False)
-                if commit in _retention(site, replica, model)[0].stay and verified(site, replica, own):
+                if commit in _retention(site, replica, model, replica.commits(model), partial(_sealed_at, replica))[0].stay and verified(
+                    site, replica, own
+                ):
                     return name
             elif all(
                 one.path in (proofs := site.history.latest_of(name, model, commit)) and proofs[one.path].finding.ok for one in own.files
