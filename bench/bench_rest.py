@@ -24,7 +24,7 @@ from typing import Any
 
 from bench_backup import PROGRAM, drop, fill
 from bench_download import make_file
-from measure import COSTS, Cost, run, seconds, seen
+from measure import COSTS, Cost, flip_one_byte, run, seconds, seen
 
 from steelyard.backup import backup
 from steelyard.standins.weights import write_torch_zip
@@ -206,12 +206,7 @@ def one_byte(home: Path, size: int, rounds: int) -> Rows:
     replica = next((home / "usb" / "big").iterdir())
 
     def spoil() -> None:
-        with path.open("r+b") as file:
-            file.seek(size // 2)
-            byte = file.read(1)[0]
-            file.seek(size // 2)
-            file.write(bytes([byte ^ 1]))
-            os.fsync(file.fileno())
+        flip_one_byte(path, size // 2)
 
     contenders: dict[str, Callable[[], object]] = {"steelyard": lambda: run(home, *PROGRAM, "repair", "--here", "--json")}
     if there("rsync"):

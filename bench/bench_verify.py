@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import costs_as_json, run, seconds
+from measure import costs_as_json, flip_one_byte, run, seconds
 
 from steelyard.copies.base import Look
 from steelyard.site import Site
@@ -87,12 +87,7 @@ def main() -> None:
                 hashlib.file_digest(file, "sha256")
 
         def repair_one_byte() -> float:
-            with path.open("r+b") as file:
-                file.seek(size // 2)
-                byte = file.read(1)[0]
-                file.seek(size // 2)
-                file.write(bytes([byte ^ 1]))
-                os.fsync(file.fileno())
+            flip_one_byte(path, size // 2)
             warm(path)
             return seconds(lambda: run(home, *PROGRAM, "repair", "--json"))
 

@@ -68,3 +68,13 @@ def costs_as_json() -> dict[str, dict[str, float | None]]:
         name: {"cpu_s": statistics.median(one.cpu_s for one in costs), "peak_mib": seen(max(one.peak_mib for one in costs))}
         for name, costs in COSTS.items()
     }
+
+
+def flip_one_byte(path: Path, at: int) -> None:
+    """Rot, made to last."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+        os.fsync(file.fileno())
