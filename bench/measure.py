@@ -21,6 +21,9 @@ class Cost:
     peak_mib: float
 
 
+# Contenders run as installed programs do, with their bytecode at hand, whatever the shell of the bench asks of Python.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 COSTS: dict[str, list[Cost]] = {}
 """Of every contender, round by round; a bench writes them beside its seconds."""
 _peaks: list[int] = []

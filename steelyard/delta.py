@@ -116,7 +116,9 @@ def _in_both(one: Inspection, other: Inspection) -> list[Reuse] | None:
         match = held.get(_likeness(storage.key, storage.nbytes, storage.crc32))
         if storage.offset is None or storage.compressed or not storage.nbytes or match is None or match.offset is None:
             continue
-        name = storage.key if storage.key == match.key else ""
+        # The whole name: under another archive's name the headers between two storages are other bytes, though they have the same length.
+        same = (storage.key, storage.record) == (match.key, match.record)
+        name = storage.key if same else ""
         runs.append(Reuse(match.offset, storage.offset, storage.nbytes, name, storage.crc32))
     return runs
 

@@ -193,6 +193,7 @@ def _follow(partial: Partial, file: LockedFile, hot: HotBlocks, ended: threading
         with LocalFile(partial.path) as source:
             at = 0
             while at < file.size_bytes:
+                hot.hungry()
                 with partial.changed:
                     while partial.frontier <= at:
                         if ended.is_set() or watch.stop.is_set():
@@ -213,6 +214,7 @@ def _follow(partial: Partial, file: LockedFile, hot: HotBlocks, ended: threading
                     arrival.feed(view)
         return arrival.finish()
     finally:
+        hot.hungry()
         arrival.close()
 
 

@@ -149,10 +149,13 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class StorageInfo:
-    """A run of tensor bytes in the file: *offset* and *nbytes* in the file, *crc32* when the container has one."""
+    """A run of tensor bytes in the file: *offset* and *nbytes* in the file, *crc32* when the container has one. *record* is the whole name
+    that the container writes before it, where it writes one.
+    """
 
     key: str
     nbytes: int
     offset: int | None
     crc32: int | None
     compressed: bool = False
+    record: str = ""

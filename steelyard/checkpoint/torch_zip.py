@@ -142,7 +142,7 @@ def _storages(reader: RangeReader, records: dict[str, Entry], *, findings_of: Co
             )
         # torch writes 0 when it is told not to compute checksums; an empty storage has 0 too.
         no_crc += entry.crc32 == 0 and entry.size_bytes > 0
-        storages[key] = StorageInfo(key, entry.size_bytes, entry.data_offset, entry.crc32 or None, entry.method != STORED)
+        storages[key] = StorageInfo(key, entry.size_bytes, entry.data_offset, entry.crc32 or None, entry.method != STORED, entry.name)
     if no_crc:
         findings_of.findings.add("crc-absent", f"{no_crc} storages carry no checksum")
     return storages

@@ -75,6 +75,15 @@ def test_tensors_are_found_again_at_another_offset(hub: LoopbackHub, tmp_path: P
     assert hub.bytes_sent("cdn") < 2 * MIB
 
 
+def test_the_archive_may_have_another_name_inside(hub: LoopbackHub, tmp_path: Path) -> None:
+    """torch.save names the archive after the file: records are told by what they hold."""
+    write_torch_zip(old := tmp_path / "epoch-1.pt", TENSORS)
+    write_torch_zip(new := tmp_path / "a-much-longer-name-of-epoch-2.pt", TENSORS | {"unet.block.5.weight": ("float32", (512, 512), 99)})
+    site = updated(hub, tmp_path, old.read_bytes(), new.read_bytes())
+    assert got(site, run(site, new.read_bytes()))["bytes_reused"] >= 11 * MIB
+    assert hub.bytes_sent("cdn") < 2 * MIB
+
+
 def test_of_safetensors_the_same_names_are_probed_first(hub: LoopbackHub, tmp_path: Path) -> None:
     tensors = {f"layer.{n}": noise(n, MIB + 8) for n in range(10)}
     new = {"added": noise(50, 4096), **tensors, "layer.4": noise(99, MIB + 8)}
