@@ -50,6 +50,18 @@ def as_ours(error: OSError, place: Path | str) -> SteelyardError:
     return Refused(why=f"{place}: {why}")
 
 
+@contextmanager
+def _making(path: Path) -> Iterator[None]:
+    """errors_of() where *path* is made: what is "not found" then is a place that takes no new names, not a file of the user's."""
+    with errors_of(path):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise Refused(
+                why=f"{path} can't be made there ({error.strerror})", hint="name a folder on a disk; /proc and the like take no files"
+            ) from error
+
+
 def existing_parent(path: Path) -> Path:
     """The nearest folder above *path* (or itself) that is there; a file system question can be asked of it."""
     path = Path(os.path.abspath(path))
@@ -206,7 +218,7 @@ def probe_write(folder: Path) -> None:
 
 def make_folder(path: Path) -> Path:
     """mkdir -p, with our errors."""
-    with errors_of(path):
+    with _making(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -239,7 +251,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, fsync_parent
     Who writes many files into a folder does the folder's fsync once, at the end (*fsync_parent*).
     """
     partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
-    with errors_of(path):
+    with _making(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             # O_NOFOLLOW: on a shared drive a link planted under this name must not redirect the record.

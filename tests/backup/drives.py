@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ _MOUNT: dict[str, list[list[str]]] = {
     "ntfs": [["mount", "-t", "ntfs3"], ["ntfs-3g"]],
     "fat32": [["mount", "-t", "vfat"], ["fusefat", "-s", "-o", "rw+"]],
 }
+
+_IN_USER_SPACE = {command[0].encode() for ways in _MOUNT.values() for command in ways if command[0] != "mount"}
 
 
 class Unavailable(Exception):
@@ -64,6 +68,7 @@ class Drive:
     def plug(self, options: str = "") -> None:
         if not self.loop:
             self._attach()
+        self._end_drivers()
         reasons = []
         for command in _MOUNT[self.kind]:
             try:
@@ -83,6 +88,16 @@ class Drive:
         if self.is_plugged:
             _run(["umount", *(["-l"] if lazy else []), str(self.point)])
 
+    def _end_drivers(self, patience_s: float = 5) -> None:
+        """A driver in user space outlives a lazy unmount until its last file is closed: two of them on one image would ruin it."""
+        until = time.monotonic() + patience_s
+        while still := _drivers_of(self.loop):
+            if time.monotonic() > until:
+                for pid in still:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
     def detach(self) -> None:
         """End everything, whatever state the test left it in."""
         while self.is_plugged:
@@ -91,6 +106,7 @@ class Drive:
                 continue
             _run(["umount", "-l", str(self.point)])
         if self.loop:
+            self._end_drivers()
             with contextlib.suppress(RuntimeError):
                 _run(["losetup", "-d", self.loop])
             self.loop = ""
@@ -133,6 +149,18 @@ def drive(folder: Path, kind: str, size_mb: int = 100, name: str = "drive") -> I
     finally:
         made.detach()
         made.image.unlink(missing_ok=True)
+
+
+def _drivers_of(loop: str) -> list[int]:
+    """The processes that serve the loop device from user space."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if loop.encode() in words and words[0].rpartition(b"/")[2] in _IN_USER_SPACE:
+                    found.append(int(folder.name))
+    return found
 
 
 def _run(command: list[str]) -> str:
