@@ -245,7 +245,7 @@ class History:
             return []
         found = []
         for at, copy, model, commit, file, verdict, ranges, proof, why, bytes_read, stat in rows:
-            bad: tuple[Range, ...] = tuple((lo, hi) for lo, hi in json.loads(ranges))
+            bad: tuple[Range, ...] = tuple((lo, hi) for lo, hi in json.loads(ranges)) if ranges != "[]" else ()
             found.append(Proof(at, copy, model, commit, file, Finding(verdict, bad, proof, why, bytes_read, stat)))
         return found
 

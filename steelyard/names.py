@@ -25,6 +25,9 @@ def check_name(name: str, root: object = "the folder") -> PurePosixPath:
     :raises UnsafeName: for an absolute path, "..", a drive letter, a backslash, a control character, a reserved or our own name.
     """
 
+    if _PLAIN.fullmatch(name):
+        return PurePosixPath(name)
+
     def refuse(why: str) -> UnsafeName:
         return UnsafeName(name=name, root=str(root), why=why, hint="the other side sent this name; nothing was written")
 

@@ -158,12 +158,15 @@ class Bucket:
 
     def _connect(self) -> S3Client:
         import boto3.session
+        import botocore.session
         from botocore.config import Config
 
         from steelyard import __version__
 
         settings = self.settings
-        session = boto3.session.Session()
+        core = botocore.session.get_session()
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+        session = boto3.session.Session(botocore_session=core)
         style: Literal["path", "virtual", "auto"] = "path" if settings.endpoint_url else "auto"
         if settings.path_style is not None:
             style = "path" if settings.path_style else "virtual"
@@ -192,6 +195,20 @@ class Bucket:
         )
         _plain_bodies(client)
         return client
+
+
+def _timestamp(value: str) -> datetime:
+    """The time in an answer. botocore has dateutil guess at each, which is half the time of a listing of 10,000 objects; stores write ISO 8601."""
+    from botocore.utils import parse_timestamp
+
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        found = None
+    if found is not None and found.tzinfo is not None:
+        return found
+    guessed: datetime = parse_timestamp(value)
+    return guessed
 
 
 def _plain_bodies(client: S3Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,7 @@ class Layout:
         return "/".join([self.prefix, *parts]) if self.prefix else "/".join(parts)
 
 
+@functools.cache
 def check_part(name: str) -> str:
     """A model's or commit's name as one part of a key. :raises UnsafeName:"""
     return "/".join(check_name(name, "the bucket").parts)

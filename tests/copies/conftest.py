@@ -33,7 +33,7 @@ def _shared_clients() -> Iterator[None]:
         name = (self.settings.model_dump_json(exclude={"prefix", "part_size"}), *keys)
         if name not in made:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(boto3.session, "Session", lambda: sessions.setdefault(keys, real()))
+                patch.setattr(boto3.session, "Session", lambda **core: sessions.setdefault(keys, real(**core)))
                 made[name] = connect(self)
         return made[name]
 
