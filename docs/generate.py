@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from steelyard import errors  # noqa: E402
-from steelyard.cli import EXIT_CODES, app  # noqa: E402
+from steelyard.commands import EXIT_CODES, app  # noqa: E402
 from steelyard.config import Config  # noqa: E402
 
 TARGET = ROOT / "docs" / "reference.md"

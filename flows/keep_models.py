@@ -16,7 +16,7 @@ from flows.engine import by_hand, perform
 from flows.named import named
 from flows.options import Models, Options, which
 from steelyard.backup import backup
-from steelyard.cli import COMMON, Asked, Common, app
+from steelyard.commands import COMMON, Asked, Common, app
 from steelyard.errors import SteelyardError
 from steelyard.inventory import publish
 from steelyard.repair import repair

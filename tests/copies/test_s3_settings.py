@@ -233,7 +233,9 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         S3Config(kind="s3", bucket="b", window="at night")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("written", ["2026-11-23T05:10:50.000Z", "2026-11-23T05:10:50+00:00", "Mon, 23 Nov 2026 05:10:50 GMT", "1795410650"])
+@pytest.mark.parametrize(
+    "written", ["2026-11-23T05:10:50.000Z", "2026-11-23T05:10:50+00:00", "Mon, 23 Nov 2026 05:10:50 GMT", "1795410650"]
+)
 def test_times_are_read_as_botocore_reads_them(written: str) -> None:
     from botocore.utils import parse_timestamp
 

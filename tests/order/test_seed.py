@@ -32,7 +32,7 @@ def test_each_poe_task_runs_our_command_and_passes_its_arguments_on(task: str) -
 
 
 def test_every_row_names_a_command_that_there_is() -> None:
-    from steelyard.cli import app
+    from steelyard.commands import app
 
     assert len(ROWS) >= 15
     for before, now in ROWS:

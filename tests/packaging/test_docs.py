@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.cli import EXIT_CODES
+from steelyard.commands import EXIT_CODES
 from steelyard.config import load_config
 from steelyard.init import STARTER
 

@@ -174,7 +174,7 @@ def test_weather_is_worth_a_retry_and_corruption_is_not() -> None:
 
 def test_every_verb_is_a_flow_and_takes_what_the_command_line_gives() -> None:
     from flows.engine import FLOWS, flow_of
-    from steelyard.cli import app
+    from steelyard.commands import app
     from steelyard.verbs import VERBS, Call
 
     assert set(VERBS) <= set(FLOWS)
@@ -191,7 +191,7 @@ def test_every_verb_is_a_flow_and_takes_what_the_command_line_gives() -> None:
 
 def test_names_of_models_reach_the_flow_one_by_one() -> None:
     from flows.engine import flow_of
-    from steelyard.cli import app
+    from steelyard.commands import app
 
     _, options = flow_of(app(["verify", "a", "b", "--copy", "usb", "--deep"], exit_on_error=False, print_error=False))
     assert options.model_dump(exclude={"config"}) == {"models": ("a", "b"), "copy_name": "usb", "depth": "deep", "cold": None}
