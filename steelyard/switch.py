@@ -7,6 +7,7 @@ finishes it when the lock has moved and takes it back when it has not.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -29,6 +30,9 @@ from steelyard.site import Site
 from steelyard.source import LocalFile
 
 log = logging.getLogger("steelyard")
+
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EINVAL}
+"""What a file system without hard links answers (FAT, exFAT, FUSE), or one where the file has as many as it can."""
 
 HELD = "held"
 """Under this name the history keeps how the files of held revisions lie, and when they were proven."""
@@ -111,14 +115,23 @@ def _exchange(final: Path, keep: Path, incoming: Path) -> None:
         keep.parent.mkdir(parents=True, exist_ok=True)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists() and not keep.exists():
-            try:
-                os.link(final, keep)
-            except OSError:
-                # A file system without hard links: for a moment only the old name under "held" is there; the intent brings it back.
-                os.replace(final, keep)
-            fsync_folder(keep.parent)
+            _name_too(final, keep)
         os.replace(incoming, final)
         fsync_folder(final.parent)
+
+
+def _name_too(final: Path, other: Path) -> None:
+    """Give the file at *final* the name *other* beside its own, and make that last before anything else takes *final*.
+
+    On a file system without hard links it has only the other name until then; the intent brings it back where that does not come.
+    """
+    try:
+        os.link(final, other)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.replace(final, other)
+    fsync_folder(other.parent)
 
 
 def recover(site: Site, model: str) -> bool:
@@ -148,7 +161,7 @@ def recover(site: Site, model: str) -> bool:
                 staged = confine(incoming, path)
                 staged.parent.mkdir(parents=True, exist_ok=True)
                 if final.exists() and not staged.exists() and not final.samefile(kept):
-                    os.replace(final, staged)  # proven bytes of the new revision: the next update need not fetch them again
+                    _name_too(final, staged)  # proven bytes of the new revision: the next update need not fetch them again
                 os.replace(kept, final)
                 if kept.exists():
                     kept.unlink()  # rename between two names of one file does nothing (POSIX)

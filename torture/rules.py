@@ -34,6 +34,8 @@ class Oracle:
     world: World
     damaged: dict[Path, set[int]] = field(default_factory=dict)
     """Pieces of a file that we spoiled; or {-1}: cut, grown or removed."""
+    spoiled_files: dict[tuple[int, int], set[int]] = field(default_factory=dict)
+    """The same by device and inode: an update takes what it finds damaged aside as it is, under another name."""
     whole: dict[Path, bytes] = field(default_factory=dict)
     bytes_judged: int = 0
     _by_etag: dict[str, bytes] = field(default_factory=dict)
@@ -103,6 +105,9 @@ class Oracle:
     def _is_our_damage(self, final: Final) -> bool:
         """Whether all that is wrong lies in pieces that we spoiled: a repair may have been cut short in them."""
         pieces = self.damaged.get(final.path)
+        if pieces is None and final.place == "held":
+            seen = final.path.stat()
+            pieces = self.spoiled_files.get((seen.st_dev, seen.st_ino))
         if pieces is None:
             return False
         if -1 in pieces:
@@ -239,6 +244,9 @@ class Oracle:
     def spoiled(self, path: Path, pieces: set[int]) -> None:
         """We damaged *path* ourselves: it counts as whole no more."""
         self.damaged[path] = self.damaged.get(path, set()) | pieces
+        if path.exists():
+            seen = path.stat()
+            self.spoiled_files[seen.st_dev, seen.st_ino] = self.damaged[path]
         self.whole.pop(path, None)
 
 
