@@ -64,6 +64,15 @@ def test_a_run_from_the_form_takes_its_parameters(api: Api, held: PrefectWorld) 
     assert [path.name for path in held.usb.rglob(FILE)] == [FILE]
 
 
+def test_the_watch_over_the_disks_runs_on_the_server(api: Api, held: PrefectWorld) -> None:
+    ident = api.start("disk-watch/watch", config=str(held.config))
+    run = api.until_ended(ident)
+    assert run["state_name"] == "Completed", run["state"]
+    assert {"steelyard", "disk-watch"} <= set(run["tags"])
+    table = str(api.artifacts(ident)["disk-watch"]["data"])
+    assert "free_bytes" in table and "io_errors" in table
+
+
 def test_an_automation_starts_a_run_when_an_event_is_heard(api: Api, held: PrefectWorld) -> None:
     """Corruption that a verify by hand finds: the automation asks what repair would do."""
     deployment = api.deployment("repair-models/on-demand")
