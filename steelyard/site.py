@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from steelyard.config import Config, ReplicaConfig, S3Config, config_path, load_config
 from steelyard.copies.base import Copy
+from steelyard.copies.folder import FolderCopy, below
 from steelyard.errors import BadRecord, LockMismatch, UnknownCopy
 from steelyard.history import History
 from steelyard.hub import Hub
@@ -160,8 +161,8 @@ class Site:
 
         :raises Busy: at once, naming the holder.
         """
-        ours = getattr(self.copies.get(copy), "ours", self.store.ours) if copy != "hub-cache" else self.store.ours
         with ExitStack() as stack:
+            ours = self._ours_of(copy, stack)
             for model in models:
                 stack.enter_context(locked(ours / "locks", f"{copy} {model}", verb))
                 if copy == "store" and (ours / "switch" / f"{model}.json").exists():
@@ -170,6 +171,16 @@ class Site:
                     # Whoever writes to the store finds one whole revision current there, however the last update ended.
                     recover(self, model)
             yield
+
+    def _ours_of(self, copy: str, stack: ExitStack) -> Path:
+        """The folder of our records of *copy*. A drive's is reached through its open root: a drive that goes in this moment leaves no lock in the
+        bare mount point.
+        """
+        replica = self.replicas.get(copy)
+        if isinstance(replica, FolderCopy):
+            root = stack.enter_context(replica.held())
+            return below(root, replica.root, replica.ours)
+        return getattr(replica, "ours", self.store.ours)
 
     def lines(self, model: LockedModel) -> list[Line]:
         """The ways to the model's bytes: the Hub first, then the mirrors, which never see the token."""

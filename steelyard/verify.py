@@ -121,7 +121,15 @@ def _judge_replica(site: Site, model: str, locked: LockedModel | None, copy: Cop
         why = f"it holds {commits[-1][:8]}, {locked.commit[:8]} is current" if commits else "never backed up there"
         facts = {"verdict": verdict, "why": f"{why}; run: steelyard backup {model} --to {copy.name}", "commit": locked.commit}
         rows += [Row(model, file.path, copy.name, "", facts, 1) for file in locked.files]
+    if any(row.exit_code for row in rows):
+        _still_there(copy)
     return rows
+
+
+def _still_there(copy: Copy) -> None:
+    """A drive that goes while it is looked at has no files: what is missing then is the drive. :raises MountAbsent:"""
+    if isinstance(copy, FolderCopy):
+        copy.ready(write=False)
 
 
 def _judge_snapshot(site: Site, copy: Copy, manifest: Manifest, locked: LockedModel | None, look: Look, run: Run) -> list[Row]:
@@ -176,6 +184,8 @@ def judge_files(site: Site, copy: str, manifest: Manifest, entries: Sequence[Fil
         current_watch().check()
         last = site.history.latest(copy, manifest.model, manifest.commit, entry.path)
         finding = where.judge(manifest, entry, look, last.finding if last else None)
+        if copy in site.replicas and finding.verdict in {"missing", "unreadable"}:
+            _still_there(where)
         if copy == "hub-cache" and finding.ok and not site.hub_cache.holds_link(manifest, entry.path):
             finding = Finding(
                 "missing", proof="presence", why="the bytes are there, but the snapshot's link to them is not", stat=finding.stat

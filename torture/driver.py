@@ -90,6 +90,7 @@ class Driver:
         self.tally = Tally()
         self.calls: dict[str, dict[str, int]] = {}
         """Of each scene without a fault: how many calls of each kind."""
+        self._was_plugged = False
         self.boot = ""
         """What /proc says of this boot; another one after a power loss."""
 
@@ -130,10 +131,12 @@ class Driver:
         jobs = [self._job(list(commands), plan, out, trace)]
         if pair:
             jobs.append(self._job([pair], replace(plan, what="", at=0), self.scratch / "pair.json", False))
+        self._was_plugged = self.world.drive is not None and self.world.drive.is_plugged
         for job in jobs:
             for old in (job["out"], job["out"] + ".facts", str(Path(job["out"]).with_suffix(".traceback"))):
                 Path(old).unlink(missing_ok=True)
         told = self.zygote.run(jobs)
+        self._plug_in_again()
         self.tally.runs += len(jobs)
         ran = self._ran(jobs[0], told[0], alone=not pair)
         if told[0]["seconds"] > 55:
@@ -141,6 +144,14 @@ class Driver:
         if pair:
             self._ran(jobs[1], told[1], alone=False)
         return ran
+
+    def _plug_in_again(self) -> None:
+        """A drive that went in the middle of a run comes back before what was said of its files is judged. :raises Broken:"""
+        drive = self.world.drive
+        if drive is not None and not drive.is_plugged and self._was_plugged:
+            if any(drive.point.iterdir()):
+                raise Broken("something was written into the bare mount point when the drive went")
+            drive.plug()
 
     def _job(self, commands: list[Command], plan: Plan, out: Path, trace: bool) -> dict[str, Any]:
         config = ["--config", str(self.world.config)]

@@ -17,11 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from steelyard.backup import backup
 from steelyard.copies.base import ProvenReader
+from steelyard.copies.mount import MountReplica
 from steelyard.download import download
 from steelyard.report import Report
 from steelyard.restore import restore
@@ -148,6 +150,49 @@ def at_piece(monkeypatch: pytest.MonkeyPatch, index: int, event: Callable[[], No
         return read(self, at, buffer)
 
     monkeypatch.setattr(ProvenReader, "read_piece", wrapped)
+
+
+@pytest.mark.root
+def test_a_drive_that_goes_before_its_lock_is_taken_leaves_none_in_the_bare_mount_point(
+    world: World, plug: Plug, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = plug("ext4")
+    on_drive(world, drive)
+    assert download(world.site()).exit_code == 0
+    assert backup(world.site(), to="usb").exit_code == 0
+    with monkeypatch.context() as patch:
+        real = Site.writing
+
+        def writing(self: Site, *arguments: Any) -> Any:
+            drive.unplug(lazy=True)
+            return real(self, *arguments)
+
+        patch.setattr(Site, "writing", writing)
+        report = backup(world.site(), to="usb")
+    assert report.exit_code == 3 and report.errors[0].code == "mount-absent", report.errors
+    assert list(drive.point.iterdir()) == [], "the bare mount point stays bare"
+    drive.plug()
+
+
+@pytest.mark.root
+def test_a_drive_that_goes_while_it_is_verified_is_absent_and_not_empty(world: World, plug: Plug, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = plug("ext4")
+    on_drive(world, drive)
+    assert download(world.site()).exit_code == 0
+    assert backup(world.site(), to="usb").exit_code == 0
+    with monkeypatch.context() as patch:
+        real = MountReplica.judge
+
+        def judge(self: MountReplica, *arguments: Any) -> Any:
+            drive.unplug(lazy=True)
+            return real(self, *arguments)
+
+        patch.setattr(MountReplica, "judge", judge)
+        report = verify(world.site(), copy="usb")
+    assert report.exit_code == 3 and report.errors[0].code == "mount-absent", (report.rows, report.errors)
+    drive.plug()
+    last = world.site().history.latest("usb", "mvdream", world.site().lock().models["mvdream"].commit, FILE)
+    assert last is not None and last.finding.ok, "an absent drive is no finding about its files"
 
 
 @pytest.mark.root
