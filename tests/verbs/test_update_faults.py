@@ -13,8 +13,9 @@ import pytest
 
 from steelyard.checkpoint import LoadReport
 from steelyard.download import download
-from steelyard.errors import SteelyardError
+from steelyard.errors import NoSpace, SteelyardError
 from steelyard.incoming import load_incoming
+from steelyard.site import Site
 from steelyard.standins.weights import second_revision, write_torch_zip
 from steelyard.switch import held_folder, held_revisions
 from steelyard.update import rollback, update
@@ -210,3 +211,30 @@ def test_a_stray_record_of_what_is_current_is_nothing_to_go_back_to(held: World)
     write_atomically(held_folder(site, "mvdream", locked.commit) / "lock.json", seal({"locked": locked.as_record()}))
     assert held_revisions(site, "mvdream") == []
     assert rollback(site, "mvdream").exit_code == 1
+
+
+def test_taking_a_switch_back_leaves_no_moment_without_a_file(held: World, revisions: tuple[Path, Path]) -> None:
+    """Found by torture: an error between two renames left nothing under the final name until the next run."""
+    assert update(held.site(), "mvdream", run=without_loading).ok
+    real = os.replace
+    onto_final: list[Any] = []
+
+    def replace(source: Any, target: Any) -> None:
+        """The first that takes the final name is the switch; the second would bring the old file back, and fails."""
+        if Path(target) == held.weights:
+            onto_final.append(source)
+            if len(onto_final) == 2:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(target))
+        real(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Site, "agree", _no_room)
+        patch.setattr(os, "replace", replace)
+        attempt(lambda: rollback(held.site(), "mvdream"))
+        assert len(onto_final) >= 2
+        assert held.weights.is_file(), "one revision or the other, never none"
+    assert_whole(held, revisions, "after a switch that could not be taken back at once")
+
+
+def _no_room(*_: Any) -> None:
+    raise NoSpace(place="the disk", free="0 B", need="1 kB", short="1 kB")
