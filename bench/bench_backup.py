@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import COSTS, costs_as_json, run, seconds
+from measure import COSTS, as_installed, costs_as_json, run, seconds
 
 from steelyard.backup import backup
 from steelyard.lock import Lock, LockedFile, LockedModel, lock_path, write_lock
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--json", type=Path)
     asked, _ = parser.parse_known_args()
+    as_installed()
     logging.getLogger("steelyard").setLevel(logging.ERROR)
     size = int(asked.gib * (1 << 30)) >> 20 << 20
     results: dict[str, object] = {"size_bytes": size, "files": asked.files}

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import measure as _as_installed  # noqa: F401 - contenders get the environment that it makes
+from measure import as_installed
 
 BIN = Path(sys.executable).parent
 REPO, FILE = "bench/large", "model.bin"
@@ -147,6 +147,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=None, help="write the figures there too")
     parser.add_argument("--only", nargs="*", default=[], help="contenders whose name contains one of these")
     options = parser.parse_args()
+    as_installed()
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-download-") as folder:
         took = measure(options, Path(folder))
     medians = summed(took)

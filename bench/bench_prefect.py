@@ -27,6 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from measure import as_installed  # noqa: E402
+
 from steelyard.backup import backup  # noqa: E402
 from steelyard.download import download  # noqa: E402
 from steelyard.site import Site  # noqa: E402
@@ -193,6 +195,7 @@ def main() -> int:
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--json", type=Path)
     options, _ = parser.parse_known_args()
+    as_installed()
     found: dict[str, Any] = {}
 
     def say(text: str) -> None:

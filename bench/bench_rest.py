@@ -24,7 +24,7 @@ from typing import Any
 
 from bench_backup import PROGRAM, drop, fill
 from bench_download import make_file
-from measure import COSTS, Cost, flip_one_byte, run, seconds, seen
+from measure import COSTS, Cost, as_installed, flip_one_byte, run, seconds, seen
 
 from steelyard.backup import backup
 from steelyard.standins.weights import write_torch_zip
@@ -279,6 +279,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--json", type=Path)
     asked, _ = parser.parse_known_args()
+    as_installed()
     logging.getLogger("steelyard").setLevel(logging.ERROR)
     size = int(asked.gib * (1 << 30)) >> 20 << 20
     rows: Rows = []

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from measure import as_installed
+
 from steelyard.config import S3Config
 from steelyard.copies.base import Look, ProvenReader
 from steelyard.copies.s3 import S3Replica
@@ -324,6 +326,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked, _ = parser.parse_known_args()
+    as_installed()
     logging.getLogger("steelyard").setLevel(logging.ERROR)
     if asked.child:
         child(json.loads(asked.child))

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import costs_as_json, flip_one_byte, run, seconds
+from measure import as_installed, costs_as_json, flip_one_byte, run, seconds
 
 from steelyard.copies.base import Look
 from steelyard.site import Site
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--json", type=Path)
     asked, _ = parser.parse_known_args()
+    as_installed()
     size = int(asked.gib * (1 << 30)) >> 20 << 20
     with tempfile.TemporaryDirectory(dir=asked.dir, prefix="steelyard-bench-") as folder:
         home = Path(folder)

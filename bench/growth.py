@@ -19,7 +19,7 @@ from html import escape
 from pathlib import Path
 
 from bench_backup import PROGRAM, fill
-from measure import COSTS, run, seconds
+from measure import COSTS, as_installed, run, seconds
 from table import machine
 
 from steelyard.lock import Lock, LockedModel, lock_path, read_lock, write_lock
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--docs", action="store_true", help="write docs/scaling.md and docs/scaling.svg")
     asked = parser.parse_args()
+    as_installed()
     points: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
     for axis, wanted in zip(AXES, (asked.sizes, asked.files, asked.models), strict=True):
         for number in wanted:

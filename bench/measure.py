@@ -21,12 +21,14 @@ class Cost:
     peak_mib: float
 
 
-# Contenders run as installed programs do, with their bytecode at hand, whatever the shell of the bench asks of Python.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
 COSTS: dict[str, list[Cost]] = {}
 """Of every contender, round by round; a bench writes them beside its seconds."""
 _peaks: list[int] = []
+
+
+def as_installed() -> None:
+    """From here on programs run as installed ones do, with their bytecode at hand, whatever the shell of the bench asks of Python."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def run(folder: Path, *command: str, env: Mapping[str, str] | None = None, codes: tuple[int, ...] = (0,)) -> None:

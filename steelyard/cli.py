@@ -25,7 +25,7 @@ from steelyard.watch import Watch
 
 def main(argv: Sequence[str] | None = None, engine: Engine = run_locally) -> None:
     """Run one command and exit. *engine* runs a verb: here by default; flows/ hands in one that makes it a flow run."""
-    # Imports make objects that stay; looking through them again and again is a tenth of a short command's time.
+    # Imports make objects that stay; looking through them again and again takes some 50 ms of a short command.
     gc.set_threshold(50_000, 20, 20)
     tokens = list(sys.argv[1:] if argv is None else argv)
     wants_json = "--json" in tokens
@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None, engine: Engine = run_locally) -> Non
     try:
         asked = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _end(_failed(_command(tokens), UsageError(why=_one_line(error), hint=f"see: steelyard {_command(tokens)} --help")), wants_json)
+        _end(
+            _failed(_command(tokens), UsageError(why=_one_line(error), hint=f"see: {f'steelyard {_command(tokens)}'.rstrip()} --help")),
+            wants_json,
+        )
     except SteelyardError as error:
         _end(_failed(_command(tokens), error), wants_json)
     if not isinstance(asked, Call | Direct):

@@ -193,9 +193,9 @@ def _follow(partial: Partial, file: LockedFile, hot: HotBlocks, ended: threading
         with LocalFile(partial.path) as source:
             at = 0
             while at < file.size_bytes:
-                hot.hungry()
                 with partial.changed:
                     while partial.frontier <= at:
+                        hot.hungry()
                         if ended.is_set() or watch.stop.is_set():
                             raise Stopped()
                         partial.changed.wait(0.2)

@@ -119,7 +119,7 @@ class Manifest:
         for entry in files:
             if len(entry.pieces) != -(-entry.size_bytes // entry.piece_bytes):
                 raise BadRecord(path=str(where), why=f"the pieces of {entry.path} do not add up to its size")
-        # Beside the property it fills: readable JSON of 10,000 files takes longer to make than all the rest of a round that finds nothing to do.
+        # Fills the property: readable JSON of 10,000 files takes a few tenths of a second to make, in every round that finds nothing to do.
         manifest.__dict__["_sealed"] = data
         return manifest
 

@@ -222,7 +222,7 @@ class Driver:
         self.boot = ""
         self.world_heals()
         self.world.put_back(self.scratch / "keep" / scene.start)
-        self.oracle.damaged, self.oracle.whole = {}, {}
+        self.oracle.damaged, self.oracle.spoiled_files, self.oracle.whole = {}, {}, {}
         self.oracle.judge("at the start")
         scene.spoil(self.world, self.oracle)
 

@@ -77,6 +77,9 @@ class Oracle:
             if digest in good:
                 seen[final.path] = digest
                 self.damaged.pop(final.path, None)
+                at = final.path.stat()
+                # Whole again, or another file that got the number of one that is gone.
+                self.spoiled_files.pop((at.st_dev, at.st_ino), None)
             elif not self._is_our_damage(final):
                 raise Broken(f"{after}: wrong bytes under the final name {final.path}")
         drive = self.world.drive

@@ -198,7 +198,7 @@ class Bucket:
 
 
 def _timestamp(value: str) -> datetime:
-    """The time in an answer. botocore has dateutil guess at each, which is half the time of a listing of 10,000 objects; stores write ISO 8601."""
+    """The time in an answer. botocore has dateutil guess at each, which is most of the reading of a long listing; stores write ISO 8601."""
     from botocore.utils import parse_timestamp
 
     try:

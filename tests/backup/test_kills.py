@@ -33,6 +33,7 @@ from steelyard.standins.hub import LoopbackHub
 from steelyard.standins.weights import write_torch_zip
 from steelyard.verify import verify
 from tests.backup.conftest import FILE, Plug, on_drive
+from tests.backup.drives import Drive
 from tests.conftest import REPO, World
 
 KILLS = int(os.environ.get("STEELYARD_KILLS", "20"))
@@ -152,14 +153,20 @@ def at_piece(monkeypatch: pytest.MonkeyPatch, index: int, event: Callable[[], No
     monkeypatch.setattr(ProvenReader, "read_piece", wrapped)
 
 
-@pytest.mark.root
-def test_a_drive_that_goes_before_its_lock_is_taken_leaves_none_in_the_bare_mount_point(
-    world: World, plug: Plug, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def backed_up(world: World, plug: Plug) -> Drive:
+    """An ext4 drive with one proven snapshot."""
     drive = plug("ext4")
     on_drive(world, drive)
     assert download(world.site()).exit_code == 0
     assert backup(world.site(), to="usb").exit_code == 0
+    return drive
+
+
+@pytest.mark.root
+def test_a_drive_that_goes_before_its_lock_is_taken_leaves_none_in_the_bare_mount_point(
+    world: World, plug: Plug, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = backed_up(world, plug)
     with monkeypatch.context() as patch:
         real = Site.writing
 
@@ -176,10 +183,7 @@ def test_a_drive_that_goes_before_its_lock_is_taken_leaves_none_in_the_bare_moun
 
 @pytest.mark.root
 def test_a_drive_that_goes_while_it_is_verified_is_absent_and_not_empty(world: World, plug: Plug, monkeypatch: pytest.MonkeyPatch) -> None:
-    drive = plug("ext4")
-    on_drive(world, drive)
-    assert download(world.site()).exit_code == 0
-    assert backup(world.site(), to="usb").exit_code == 0
+    drive = backed_up(world, plug)
     with monkeypatch.context() as patch:
         real = MountReplica.judge
 

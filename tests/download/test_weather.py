@@ -238,11 +238,14 @@ def test_a_hub_that_is_down_is_said_to_be_unreachable(hub: LoopbackHub, site: Si
 def test_a_hub_that_goes_down_for_good_keeps_what_arrived_for_the_next_run(hub: LoopbackHub, site: Site) -> None:
     hub.faults.add("cdn", "503", skip=2)
     assert in_time(site) == ["unreachable"]
+    arrived = hub.bytes_sent("cdn")
     hub.faults.clear()
     hub.reset_counters()
     report = run(site)
     assert got(site, report)["action"] == "resumed"
-    assert hub.bytes_sent("cdn") <= len(WEIGHTS) - 4 * MIB + 1000
+    # Which ranges the two good answers were for is a matter of luck; all of what they brought is kept. Each refusal has some 100 bytes of its own.
+    assert arrived > MIB
+    assert hub.bytes_sent("cdn") <= len(WEIGHTS) - arrived + 10_000
 
 
 def test_signed_addresses_that_live_a_second_are_renewed_as_often_as_needed(hub: LoopbackHub, tmp_path: Path) -> None:

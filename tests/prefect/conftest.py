@@ -44,11 +44,7 @@ class Api:
             except urllib.error.HTTPError as error:
                 if error.code != 503 or not wait_s:
                     raise
-            except TimeoutError:
-                # A server that starts a run on two cores may be silent for that long; a question may be asked again, a wish may not.
-                if body is not None or not wait_s:
-                    raise
-            time.sleep(wait_s)
+                time.sleep(wait_s)
         raise AssertionError("the last try returns or raises")
 
     def deployment(self, name: str) -> dict[str, Any]:
