@@ -47,6 +47,8 @@ LEAST_SECRET = 16
 """A secret that can be guessed is none."""
 PATIENCE_S = 10.0
 """Longest silence of a client, and longest time of a request."""
+BUSY_S = 4.0
+"""How long a Prefect server that is busy is asked again; a sender who waits for us gives up later than that."""
 MOST_AT_ONCE = 8
 MOST_A_MINUTE = 60
 APART_S = 60.0
@@ -141,14 +143,14 @@ def start_check(models: Sequence[str], same: str, at: datetime) -> None:
     url = orchestrator.api_url()
     if url is None:
         raise OSError("no Prefect API is configured")
-    found = orchestrator.ask(url, f"/deployments/name/{DEPLOYMENT}")
+    found = orchestrator.ask(url, f"/deployments/name/{DEPLOYMENT}", patience_s=BUSY_S)
     wanted = {
         "parameters": {"options": {"models": list(models)}},
         "idempotency_key": hashlib.sha256(same.encode()).hexdigest(),
         "tags": ["webhook"],
         "state": {"type": "SCHEDULED", "state_details": {"scheduled_time": max(at, datetime.now(UTC) - timedelta(seconds=1)).isoformat()}},
     }
-    orchestrator.ask(url, f"/deployments/{found['id']}/create_flow_run", wanted)
+    orchestrator.ask(url, f"/deployments/{found['id']}/create_flow_run", wanted, patience_s=BUSY_S)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ class Former:
 
 def write_former(ours: Path, path: Path, link: str, files: dict[str, list[int]]) -> Path:
     """Record in the new store what was carried from *path*."""
-    stamp = utc_now().replace(":", "").replace("-", "").split("+")[0]
-    record = ours / RECORDS / f"{stamp}.json"
+    # To the microsecond: on a fast disk two moves end within a second, and each has its own former place.
+    record = ours / RECORDS / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}.json"
     write_atomically(record, seal({"path": str(path), "link": link, "at": utc_now(), "files": files}))
     return record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,18 @@ def api_url() -> str | None:
 TIMEOUT_S = 3.0
 
 
-def ask(url: str, path: str, body: object = None, *, timeout_s: float = TIMEOUT_S) -> Any:
+BUSY = 503
+"""What a Prefect server says that keeps its database in SQLite, when two writers meet: nothing was done, and soon it can be."""
+
+
+def ask(url: str, path: str, body: object = None, *, timeout_s: float = TIMEOUT_S, patience_s: float = 0.0) -> Any:
     """What the Prefect API at *url* answers to a GET of *path*, or to a POST where there is a *body*.
 
+    A server that is busy is asked again, as Prefect's own client does, until *patience_s* have gone.
     :raises OSError: when nothing answers in time, or with a status of 400 and more. :raises ValueError: when the answer is no JSON.
     """
     data = None if body is None else json.dumps(body).encode()
+    import urllib.error
     import urllib.request  # 35 ms that `steelyard status` must not pay for
 
     request = urllib.request.Request(f"{url.rstrip('/')}{path}", data, {"content-type": "application/json"})  # noqa: S310 (the user's own setting)
@@ -85,8 +92,16 @@ def ask(url: str, path: str, body: object = None, *, timeout_s: float = TIMEOUT_
         request.add_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
     elif key := os.environ.get("PREFECT_API_KEY"):
         request.add_header("Authorization", f"Bearer {key}")
-    with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
-        return json.load(answer)
+    ends, wait_s = time.monotonic() + patience_s, 0.25
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != BUSY or time.monotonic() + wait_s > ends:
+                raise
+        time.sleep(wait_s)
+        wait_s *= 2
 
 
 def answers(url: str) -> bool:

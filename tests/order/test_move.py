@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download
 from steelyard.backup import backup
 from steelyard.config import load_config
 from steelyard.download import download
+from steelyard.former import formers, write_former
 from steelyard.site import Site
 from steelyard.standins.hub import LoopbackHub
 from steelyard.verify import verify
@@ -110,6 +111,12 @@ def test_with_link_the_old_path_leads_there_and_the_config_stays(held: World, pl
     assert quick(held, "clean", "--apply").code == 0
     assert not aside.exists() and not to.exists()
     whole(held, further, names=held.models)
+
+
+def test_two_moves_that_end_in_one_second_both_leave_word_of_where_they_came_from(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_former(tmp_path, tmp_path / name, "", {})
+    assert [one.path.name for one in formers(tmp_path)] == ["first", "second"]
 
 
 def test_the_hub_cache_comes_along_when_it_is_asked_for(held: World, plug: Plug) -> None:

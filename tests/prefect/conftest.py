@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,15 +36,7 @@ class Api:
     url: str
 
     def ask(self, path: str, body: object = None) -> Any:
-        """As Prefect's own client asks: 503 is SQLite having two writers at once, and worth another try."""
-        for wait_s in (0.5, 1, 2, 4, 0):
-            try:
-                return orchestrator.ask(self.url, path, body, timeout_s=30)
-            except urllib.error.HTTPError as error:
-                if error.code != 503 or not wait_s:
-                    raise
-                time.sleep(wait_s)
-        raise AssertionError("the last try returns or raises")
+        return orchestrator.ask(self.url, path, body, timeout_s=30, patience_s=10)
 
     def deployment(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.ask(f"/deployments/name/{name}")
@@ -129,6 +120,8 @@ def surroundings(home: Path) -> dict[str, str]:
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS": "5",
+        # A schedule made by the API is seen by the scheduler's next round: every minute, where nothing else is said.
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "10",
         "PYTHONPATH": str(ROOT),
     }
     return environment

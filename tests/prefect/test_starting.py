@@ -37,7 +37,8 @@ def test_a_schedule_fires_and_the_worker_does_the_work(api: Api, held: PrefectWo
             found: list[dict[str, object]] = api.ask("/flow_runs/filter", query)
             return found
 
-        run = until(ended, 60, "a scheduled run to end")[-1]
+        # The scheduler's round, the interval, the worker's round and a cold start of the flow come one after the other.
+        run = until(ended, 150, "a scheduled run to end")[-1]
     finally:
         delete(api, f"/deployments/{deployment['id']}/schedules/{made[0]['id']}")
     assert run["auto_scheduled"] is True
