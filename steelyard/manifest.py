@@ -31,10 +31,14 @@ class FileEntry:
     pieces: tuple[str, ...]
     etag: str = ""
     """What the Hub calls these bytes, and the name of their blob in the hub cache: SHA-256 for large files, git SHA-1 for small ones."""
+    sha256_states: tuple[str, ...] = field(default=(), compare=False)
+    """How the SHA-256 stood at each stretch (sha256.py). They say nothing that the digest does not: an entry without them is the same."""
 
     @classmethod
     def of(cls, path: str, digests: Digests, etag: str = "") -> Self:
-        return cls(path, digests.size_bytes, digests.sha256, digests.crc64nvme, digests.piece_bytes, digests.pieces, etag or digests.sha256)
+        known = digests
+        pieces, states = known.pieces, known.sha256_states
+        return cls(path, known.size_bytes, known.sha256, known.crc64nvme, known.piece_bytes, pieces, etag or known.sha256, states)
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -98,6 +102,7 @@ class Manifest:
                         "etag": entry.etag,
                         "piece_bytes": entry.piece_bytes,
                         "pieces": list(entry.pieces),
+                        **({"sha256_states": list(entry.sha256_states)} if entry.sha256_states else {}),
                     }
                     for entry in self.files
                 ],
@@ -136,6 +141,7 @@ def _entry(item: Mapping[str, Any]) -> FileEntry:
         piece_bytes=piece_bytes,
         pieces=tuple(_hex(one, 64) for one in item["pieces"]),
         etag=str(item["etag"]),
+        sha256_states=tuple(_hex(one, 64) for one in item.get("sha256_states", ())),
     )
 
 

@@ -1,7 +1,8 @@
 """Mending a file where it lies: only its bad pieces are written, and the whole SHA-256 is proven before the first of them is.
 
-The SHA-256 is the slow part (one core), so it starts beside the judging and keeps its state at every piece: when the judging has found the bad
-pieces, it goes on from the first of them with the good bytes in their place.
+The SHA-256 is the slow part. Where its states were written down when the file arrived (sha256.py), it is proven on every core. Else it takes one core, so
+it starts beside the judging and keeps its state at every piece: when the judging has found the bad pieces, it goes on from the first of them with
+the good bytes in their place.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -21,8 +23,9 @@ from steelyard.direct import aligned_buffer
 from steelyard.disk import errors_of, make_folder
 from steelyard.errors import Range, SteelyardError, Stopped
 from steelyard.manifest import FileEntry
-from steelyard.pieces import MIB
+from steelyard.pieces import MIB, default_threads, in_threads
 from steelyard.quarantine import keep_ranges
+from steelyard.sha256 import at_stretch, stretches
 from steelyard.source import ByteSource, LocalFile
 from steelyard.watch import current_watch
 
@@ -85,6 +88,74 @@ class RunningSha:
         self._end()
 
 
+@dataclass(frozen=True)
+class FileToBe:
+    """*source* with the pieces of *good* in their place: piece index -> its offset in *spool*. A ByteSource for several threads at once."""
+
+    source: ByteSource
+    entry: FileEntry
+    good: Mapping[int, int]
+    spool: IO[bytes]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def size_bytes(self) -> int:
+        return self.entry.size_bytes
+
+    def readinto(self, offset: int, buffer: memoryview) -> int:
+        done, step = 0, self.entry.piece_bytes
+        while done < len(buffer) and (at := offset + done) < self.size_bytes:
+            index = at // step
+            part = buffer[done : done + min((index + 1) * step, self.size_bytes) - at]
+            there = self.good.get(index)
+            got = self.source.readinto(at, part) if there is None else os.preadv(self.spool.fileno(), [part], there + at - index * step)
+            done += got
+            if got < len(part):
+                break
+        return done
+
+    def close(self) -> None:
+        """Nothing of its own is held."""
+
+
+def proves(source: ByteSource, entry: FileEntry, *, threads: int = 0) -> bool:
+    """Whether the whole of *source* has the SHA-256 of *entry*, on *threads* threads (0: one a core). False also where states are missing or wrong.
+
+    :raises Unreadable, Stopped:
+    """
+    watch, wrong = current_watch(), threading.Event()
+    parts = stretches(entry.size_bytes, entry.sha256_states)
+
+    def prove(index: int) -> None:
+        (start, end), state = parts[index], at_stretch(index, entry.sha256_states)
+        buffer = aligned_buffer(MIB)
+        for at in range(start, end, MIB):
+            view = buffer[: min(MIB, end - at)]
+            if watch.stop.is_set():
+                raise Stopped()
+            if wrong.is_set() or source.readinto(at, view) < len(view):
+                wrong.set()
+                return
+            state.update(view)
+        last = index == len(parts) - 1
+        if (state.hexdigest() if last else state.state().hex()) != (entry.sha256 if last else entry.sha256_states[index]):
+            wrong.set()
+
+    in_threads(prove, range(len(parts)), threads=threads or default_threads(), stop=watch.stop)
+    return bool(parts) and not wrong.is_set()
+
+
+def _is_whole(to_be: FileToBe, path: Path, running: RunningSha | None) -> bool:
+    entry = to_be.entry
+    if running is None and proves(to_be, entry):
+        return True
+    # Without states, or with wrong ones, which say nothing of the bytes: all of it in order.
+    return (running or RunningSha(path, entry)).finish(to_be.source, dict(to_be.good), to_be.spool) == entry.sha256
+
+
 def _blocks(source: ByteSource, ranges: Sequence[Range], enough: threading.Event) -> Iterator[tuple[memoryview, bool]]:
     """The bytes of *ranges* in order, each block good until the next one is asked for, and whether a range ends with it.
 
@@ -128,7 +199,8 @@ def mend_in_place(
             good[index] = spool.tell()
             spool.write(reader.read_piece(index, buffer))
         moved = spool.tell()
-        if (running or RunningSha(path, entry)).finish(source, good, spool) != entry.sha256:
+        spool.flush()
+        if not _is_whole(FileToBe(source, entry, good, spool), path, running):
             raise corrupt(path, [(0, entry.size_bytes)], "its pieces do not make up the SHA-256 that was agreed on; nothing was written")
         keep_ranges(ours / "quarantine", path, finding.bad_ranges, f"{finding.verdict}: {finding.why or 'digest differs'}")
         spool.seek(0)

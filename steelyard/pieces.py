@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from steelyard.direct import aligned_buffer
 from steelyard.errors import Range, Stopped, Unreadable
+from steelyard.sha256 import RecordingSha256
 from steelyard.source import READ_BYTES, ByteSource
 
 MIB = 1 << 20
@@ -71,6 +72,8 @@ class Digests:
     git_sha1: str
     piece_bytes: int
     pieces: tuple[str, ...]
+    sha256_states: tuple[str, ...] = ()
+    """The SHA-256's state at each stretch (`sha256.STRETCH_BYTES`), so that later it is proven on every core."""
 
 
 class Arrival:
@@ -89,7 +92,7 @@ class Arrival:
         self._crc_of = crc64nvme
         self._crc = 0
         self._fed = 0
-        self._sha = hashlib.sha256()
+        self._sha = RecordingSha256(size_bytes)
         # git's blob id covers a header with the size; it is what the Hub publishes for small files.
         self._git = hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False) if git else None
         self._piece = blake3()
@@ -159,6 +162,7 @@ class Arrival:
             git_sha1=self._git.hexdigest() if self._git is not None else "",
             piece_bytes=self.piece_bytes,
             pieces=tuple(self._pieces),
+            sha256_states=tuple(self._sha.states),
         )
 
 

@@ -23,6 +23,7 @@ from steelyard.parity_source import parity_source
 from steelyard.pieces import MIB, default_threads, merge_ranges
 from steelyard.report import Report, Row
 from steelyard.restore import candidates, known_manifest
+from steelyard.sha256 import stretches
 from steelyard.site import Site
 from steelyard.source import ByteSource, LocalFile
 from steelyard.steps import Run, run_here
@@ -172,8 +173,13 @@ def _some_copy_knows(site: Site, model: str, locked: LockedModel, others: dict[s
 
 
 def _begin_sha(where: Copy, manifest: Manifest, entry: FileEntry, stack: contextlib.ExitStack) -> RunningSha | None:
-    """Begin the whole SHA-256 of a large file that lies in memory, beside its judging: it is what a mending waits for longest."""
+    """Begin the whole SHA-256 of a large file that lies in memory, beside its judging: it is what a mending waits for longest.
+
+    Not where it will be proven on every core, once there is something to mend.
+    """
     if not isinstance(where, FolderCopy) or entry.size_bytes < LARGE_BYTES:
+        return None
+    if default_threads() > 1 and stretches(entry.size_bytes, entry.sha256_states):
         return None
     try:
         path = where.path_of(manifest, entry.path)
