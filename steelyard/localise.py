@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-from steelyard.checkpoint import inspect
 from steelyard.errors import Range, SteelyardError
 from steelyard.pieces import MIB, merge_ranges, piece_size
 from steelyard.source import ByteSource
@@ -34,6 +33,8 @@ def suspect_ranges(source: ByteSource, size_bytes: int) -> tuple[Range, ...]:
 
     What lies between tensors (headers, padding) has no CRC: it counts as suspect only where every tensor holds.
     """
+    from steelyard.checkpoint import inspect  # rarely needed, and a tenth of the time that a verify takes to start
+
     whole = ((0, size_bytes),)
     try:
         storages = inspect(source).storages
@@ -58,6 +59,8 @@ def align(ranges: Sequence[Range], size_bytes: int) -> tuple[Range, ...]:
 
 def lost_tensors(source: ByteSource, lost: Sequence[Range]) -> list[str]:
     """Names of the tensors that have bytes in *lost*, as far as the headers can still be read."""
+    from steelyard.checkpoint import inspect
+
     try:
         tensors = inspect(source).tensors
     except SteelyardError:

@@ -64,9 +64,10 @@ class StatefulSha256:
         view = memoryview(data)
         if not len(view):
             return
-        # ctypes lets go of the GIL for the call. Of memory that may not be written it takes no address, so that is copied: it is small files' bytes.
-        held = bytes(view) if view.readonly else (ctypes.c_char * view.nbytes).from_buffer(view)
-        self._library.SHA256_Update(ctypes.byref(self._context), held, view.nbytes)
+        # Of memory that may not be written ctypes takes no address, so that is copied: it is small files' bytes. The call lets go of the GIL.
+        held = bytes(view) if view.readonly else ctypes.c_char.from_buffer(view)
+        where = held if isinstance(held, bytes) else ctypes.addressof(held)
+        self._library.SHA256_Update(ctypes.byref(self._context), where, view.nbytes)
 
     def state(self) -> bytes:
         """The state after the last whole block of 64 bytes."""
