@@ -52,7 +52,7 @@ def proposal(site: Site, model: str) -> LockedModel:
     if held is not None and _covers(held, wanted.files, wanted.revision):
         _check_no_overlap(site, model, held)
         return held
-    listing = site.hub.listing(wanted.repo_id, held.commit if held else wanted.revision)
+    listing = site.hub.listing(wanted.repo_id, held.commit if held else wanted.revision, wanted.files)
     if listing.repo_id != wanted.repo_id:
         log.warning(
             "%s is called %s now; change repo_id in the config before the old name is given to others", wanted.repo_id, listing.repo_id

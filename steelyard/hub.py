@@ -14,6 +14,7 @@ from steelyard.config import HubConfig
 from steelyard.errors import AccessDenied, BadAnswer, Gone, OtherSide, Unreachable
 from steelyard.lock import LockedFile
 from steelyard.names import check_names
+from steelyard.published import files_of, is_commit, names_it, of_sibling, page_of, without_page
 from steelyard.watch import current_watch
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Listing:
         wanted = tuple(file for file in self.files if patterns is None or any(fnmatch.fnmatchcase(file.path, one) for one in patterns))
         # Only what is wanted must have a usable name: many a repo has README.md and readme.md.
         check_names((file.path for file in wanted), f"{self.repo_id}@{self.commit[:8]}")
+        if not self.files:
+            raise Gone(who=f"{self.repo_id}@{self.commit[:8]}", why="it has no files", hint="check repo_id and revision in the config")
         for pattern in patterns or ():
             if not any(fnmatch.fnmatchcase(file.path, pattern) for file in self.files):
                 names = ", ".join(file.path for file in self.files[:5])
@@ -84,29 +87,36 @@ class Hub:
             self._api = HfApi(endpoint=self.endpoint, library_name="steelyard")
         return self._api
 
-    def listing(self, repo_id: str, revision: str) -> Listing:
+    def listing(self, repo_id: str, revision: str, patterns: Sequence[str] | None = None) -> Listing:
         """The commit and files of *revision*: one request in the ordinary case.
 
+        Files that *patterns* name one by one can be had from a Hub without an API too; then the listing holds no others.
         :raises AccessDenied, Gone, Unreachable, BadAnswer, UnsafeName:
         """
-        info = self.ask(repo_id, lambda: self.api.model_info(repo_id, revision=revision, files_metadata=True, securityStatus=True))
+        try:
+            told = self._by_page(repo_id, revision)
+        except (Gone, BadAnswer) as error:
+            found = None if names_it(error) else without_page(self, repo_id, revision, patterns or ())
+            if found is None:
+                raise
+            told = Listing(repo_id, revision, *found)
+        self._last[repo_id, told.commit] = told
+        return told
+
+    def _by_page(self, repo_id: str, revision: str) -> Listing:
+        info = page_of(self, repo_id, revision)
         commit = str(info.sha or "")
         if not is_commit(commit):
             raise BadAnswer(who=self.endpoint, why=f"it resolved {repo_id}@{revision} to {commit[:80]!r}, which is no commit", hint=NO_HUB)
-        files = [_sibling(one) for one in info.siblings or ()]
+        siblings = info.siblings or ()
+        files = [of_sibling(one) for one in siblings]
         if any(file is None for file in files) or not files:
-            # A Hub that gives no digests with the model's page gives them with its tree.
-            tree = self.ask(repo_id, lambda: list(self.api.list_repo_tree(repo_id, revision=commit, recursive=True)))
-            files = [_tree_entry(one) for one in tree if hasattr(one, "size")]
+            # A Hub that gives no digests with the model's page gives them with its tree, or in another way.
+            files = list(files_of(self, repo_id, commit, [one.rfilename for one in siblings]))
         known = tuple(sorted((file for file in files if file is not None), key=lambda file: file.path))
-        if len(known) != len(files):
-            hint = "without a published digest nothing could be proven; use an endpoint that gives them"
-            raise BadAnswer(who=self.endpoint, why=f"it publishes no digest for some files of {repo_id}", hint=hint)
         card = getattr(info, "card_data", None)
         word, flagged = _scan_summary(info)
-        told = Listing(str(info.id or repo_id), revision, commit, known, word, flagged, str(getattr(card, "license", "") or ""))
-        self._last[repo_id, commit] = told
-        return told
+        return Listing(str(info.id or repo_id), revision, commit, known, word, flagged, str(getattr(card, "license", "") or ""))
 
     def last_listing(self, repo_id: str, commit: str) -> Listing | None:
         """What listing() said of that commit in this process; None where nobody asked."""
@@ -126,25 +136,6 @@ class Hub:
                     raise
                 current_watch().pause(wait_s)
         raise AssertionError("the last try returns or raises")
-
-
-def is_commit(text: str) -> bool:
-    return len(text) == 40 and all(letter in "0123456789abcdef" for letter in text)
-
-
-def _sibling(one: Any) -> LockedFile | None:
-    size = one.lfs.size if one.lfs else one.size
-    return _locked_file(one.rfilename, size, one.lfs.sha256 if one.lfs else "", one.blob_id)
-
-
-def _tree_entry(one: Any) -> LockedFile | None:
-    return _locked_file(one.path, one.lfs.size if one.lfs else one.size, one.lfs.sha256 if one.lfs else "", one.blob_id)
-
-
-def _locked_file(path: str, size: int | None, sha256: str, blob_id: str | None) -> LockedFile | None:
-    if size is None or size < 0 or not (sha256 or blob_id):
-        return None
-    return LockedFile(path, size, sha256=sha256) if sha256 else LockedFile(path, size, git_sha1=str(blob_id))
 
 
 def _scan_summary(info: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -209,8 +200,9 @@ def status_error(who: str, repo_id: str, status: int, headers: dict[str, str]) -
     if status == 403:
         return AccessDenied(who=repo_id, why=f"this token may not read it ({said})", hint=f"check the token's rights and {who}/{repo_id}")
     if status in {404, 410}:
-        what = {"RevisionNotFound": "it has no such revision", "EntryNotFound": "it has no such file"}.get(code, "there is no such repo")
-        return Gone(who=repo_id, why=f"{what} ({said})", hint="check repo_id, revision and files in the config")
+        why = {"RevisionNotFound": "it has no such revision", "EntryNotFound": "it has no such file"}.get(code, "there is no such repo")
+        what = {"RepoNotFound": "repo", "RevisionNotFound": "revision", "EntryNotFound": "file"}.get(code, "")
+        return Gone(who=repo_id, why=f"{why} ({said})", what=what, hint="check repo_id, revision and files in the config")
     if status in WEATHER_STATUS or status >= 520:
         return Unreachable(who=who, why=f"it answers {said}", retry_after_s=retry_after(lower))
     return BadAnswer(who=who, why=f"it answers {said}", hint=NO_HUB)

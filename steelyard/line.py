@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 8
 MOVED = frozenset({301, 302, 303, 307, 308})
+NO_HEAD = frozenset({400, 403, 405, 501})
+"""How an address that is for GET alone answers HEAD."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Line:
         return known is not None and known.xet
 
     def _resolve(self, file: LockedFile, born: int) -> Address:
-        url, xet, linked = self.url(file.path), False, False
+        url, xet, linked, moved = self.url(file.path), False, False, False
         for _ in range(MAX_REDIRECTS):
             if not self._is_home(url):
                 return Address(url, self._plain, born, xet)
@@ -121,10 +123,11 @@ class Line:
             if etag and etag != file.etag:
                 raise Trouble(CONDITION["changed"], detail=f"the Hub now calls it {etag[:16]}…")
             if answer.status in MOVED:
-                url, linked = urljoin(url, answer.headers.get("location", "")), linked or bool(etag)
+                url, linked, moved = _redirected(url, answer.headers.get("location", "")), linked or bool(etag), True
                 continue
-            if not linked or answer.status == 429 or answer.status >= 500:
-                # Signed for GET, an object's own address may well refuse HEAD: then the GET says what it is worth.
+            # Signed for GET, an object's own address may well refuse HEAD: then the GET says what it is worth.
+            no_head = moved and answer.status in NO_HEAD and "x-error-code" not in answer.headers
+            if not (linked or no_head) or answer.status == 429 or (answer.status >= 500 and not no_head):
                 self._refuse(answer.status, dict(answer.headers))
             return Address(url, self._own, born, xet)
         raise Trouble(CONDITION["redirects"])
@@ -225,7 +228,7 @@ class Line:
             if answer.status in MOVED:
                 answer.drain_conn()
                 answer.release_conn()
-                url = urljoin(url, answer.headers.get("location", ""))
+                url = _redirected(url, answer.headers.get("location", ""))
                 continue
             try:
                 if own:
@@ -244,6 +247,18 @@ class Line:
 
     def close(self) -> None:
         self._pool.clear()
+
+
+def _redirected(url: str, location: str) -> str:
+    """Where an answer sends us. :raises Trouble: when that is nowhere."""
+    try:
+        there = urljoin(url, location)
+        parts = urlsplit(there)
+        if parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port):
+            return there
+    except ValueError:
+        pass
+    raise Trouble(CONDITION["redirects"], detail="it names an address that is none")
 
 
 def _etag(value: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from steelyard.hub import is_commit
 from steelyard.lock import LockedModel
+from steelyard.published import is_commit
 from steelyard.site import Site
 
 

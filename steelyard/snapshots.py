@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from steelyard.copies.base import Copy
 from steelyard.errors import BadRecord, Missing, SteelyardError, UsageError
-from steelyard.hub import is_commit
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
+from steelyard.published import is_commit
 from steelyard.site import Site
 
 log = logging.getLogger("steelyard")

@@ -13,10 +13,10 @@ from steelyard.copies.base import Copy, Look
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.mount import MountReplica
 from steelyard.errors import BadRecord, SteelyardError
-from steelyard.hub import is_commit
 from steelyard.leaving import Leaving
 from steelyard.leftovers import folders_in
 from steelyard.manifest import Manifest
+from steelyard.published import is_commit
 from steelyard.records import record_names
 from steelyard.retain import Keep, RetentionPlan, Snapshot, plan_retention
 from steelyard.site import Site

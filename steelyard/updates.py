@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steelyard.errors import AccessDenied, Gone, Missing, OtherSide, SteelyardError, Unreachable
-from steelyard.hub import Listing, is_commit
+from steelyard.hub import Listing
 from steelyard.line import Line
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.notes import Told, write_note
 from steelyard.plans import plan_from, write_plan
 from steelyard.policy import against_taking
+from steelyard.published import is_commit
 from steelyard.report import Report, Row
 from steelyard.scans import newly_flagged, scan_now, scan_of, sentence
 from steelyard.site import Site

@@ -74,6 +74,8 @@ class Trouble(Exception):
         self.retry_after_s = retry_after_s
         self.status = status
         self.address = 0
+        self.endured = False
+        """Waited out for as long as patience lasts: beginning again at once is of no use."""
         super().__init__(f"{reaction.what}{f' (HTTP {status})' if status else ''}{f': {detail}' if detail else ''}")
 
 
@@ -81,7 +83,9 @@ def as_error(trouble: Trouble, who: str, repo_id: str) -> OtherSide:
     """What a trouble that outlasted all patience is to the user."""
     kind = trouble.reaction.kind
     if kind == "weather":
-        return Unreachable(who=who, why=str(trouble), retry_after_s=trouble.retry_after_s)
+        asked_s = trouble.retry_after_s
+        hint = f"it asks for a wait of {asked_s:.0f} s; run the same command again after that; what has arrived is kept" if asked_s else ""
+        return Unreachable(who=who, why=str(trouble), retry_after_s=asked_s, endured=trouble.endured, hint=hint)
     if kind == "expired":
         return AccessDenied(who=repo_id, why=str(trouble), hint="set HF_TOKEN or run: hf auth login; the machine's clock may be wrong too")
     if kind == "gone":
@@ -145,6 +149,7 @@ class Patience:
                 return None
         left_s = self.limit_s - (time.monotonic() - self._last_progress)
         if left_s <= 0:
+            trouble.endured = True
             return None
         if trouble.retry_after_s is not None:
             return max(trouble.retry_after_s, 0.05) if trouble.retry_after_s <= self.cap_s else None

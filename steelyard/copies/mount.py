@@ -19,9 +19,9 @@ from steelyard.copies.folder import FolderCopy, below, stat_of
 from steelyard.copies.marker import Shelf
 from steelyard.disk import errors_of, make_folder, probe_write, publish, write_atomically
 from steelyard.errors import BadRecord, Refused
-from steelyard.hub import is_commit
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import OURS, confine
+from steelyard.published import is_commit
 from steelyard.records import MANIFEST, PARITY, is_record, record_names, records
 from steelyard.staging import sweep_journals
 from steelyard.store import files_not_in

@@ -10,8 +10,8 @@ from steelyard.copies.s3_objects import Layout, get, head, listing
 from steelyard.copies.s3_parts import crc_of
 from steelyard.copies.s3_upload import Sender
 from steelyard.errors import BadRecord
-from steelyard.hub import is_commit
 from steelyard.manifest import Manifest
+from steelyard.published import is_commit
 from steelyard.records import MANIFEST, records
 
 # A repo may have a manifest.json of its own; ours then has the longer name, and is looked for first.

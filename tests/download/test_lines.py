@@ -24,7 +24,7 @@ from steelyard.line import Address, Line
 from steelyard.lock import LockedFile
 from steelyard.site import Site
 from steelyard.standins.hub import LoopbackHub
-from steelyard.weather import Trouble
+from steelyard.weather import CONDITION, Trouble
 from steelyard.xet import fetch_by_library
 
 from .world import FILE, MIB, REPO, WEIGHTS, codes, got, run, sha256
@@ -199,6 +199,30 @@ def test_names_that_do_not_resolve_are_weather() -> None:
 )
 def test_a_wait_is_read_in_every_form_it_is_asked_for(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers) == seconds
+
+
+class SendsNowhere(Ranged):
+    """A redirect whose address is none."""
+
+    location = ""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.location)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.mark.parametrize("location", ["http://[::bad/x", "http://host:port/x", "ftp://host/x", "file:///etc/passwd", "http:///x", ""])
+def test_a_redirect_to_nowhere_is_a_lie_by_name(location: str) -> None:
+    with serving(type("Nowhere", (SendsNowhere,), {"location": location})) as endpoint:
+        for ask in (line_to(endpoint).address, line_to(endpoint).small):
+            with pytest.raises(Trouble) as caught:
+                ask(LOCKED)
+            assert caught.value.reaction is CONDITION["redirects"]
 
 
 def test_secrets_of_an_address_show_nowhere() -> None:
