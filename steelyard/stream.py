@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import sys
+import termios
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -54,6 +57,15 @@ class Stream:
                 raise Trouble(CONDITION["trickle"], detail=f"{self._in_window} bytes in {RATE_WINDOW_S:.0f} s")
             self._window, self._in_window = now, 0
         return int(got)
+
+    def waiting_bytes(self) -> int:
+        """How much has arrived and is not read yet; 0 where the system does not tell."""
+        count = bytearray(4)
+        try:
+            fcntl.ioctl(self._answer.fileno(), termios.FIONREAD, count)
+        except (OSError, ValueError, AttributeError):
+            return 0
+        return int.from_bytes(count, sys.byteorder)
 
     def close(self) -> None:
         """Give the connection back when everything was read, else cut it: what is still under way is not wanted."""

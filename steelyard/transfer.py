@@ -27,6 +27,9 @@ LEAST_SPAN_BYTES = 4 * MIB
 """And the least. Short ones arrive nearly in order, which is what the digests want; long ones make up for a slow round trip."""
 ROUND_TRIPS = 20
 """A request asks for as much as arrives in so many round trips: waiting for the first byte then costs at most a twentieth."""
+AHEAD_BYTES = MIB // 2
+"""Where more than this waits to be read, the line is quicker than we are: waiting for a first byte costs nothing then, and what was asked for
+and is not on the disk yet is what a kill loses."""
 BLOCK_S = 2.0
 """On a slow line a block is written and journaled after this time, however little it is: a kill costs seconds, not megabytes."""
 IGNORED_RANGES_ALLOWED = 2
@@ -106,10 +109,13 @@ class Transfer:
             self._left_bytes -= cut - start
             return start, cut
 
-    def _learn(self, first_byte_s: float, whole_s: float, count: int) -> None:
+    def _learn(self, first_byte_s: float, whole_s: float, count: int, waiting_bytes: int) -> None:
         """From one request: how much is worth asking for at once."""
         body_s = max(whole_s - first_byte_s, 1e-4)
         with self._lock:
+            if waiting_bytes > AHEAD_BYTES:
+                self._span_bytes = LEAST_SPAN_BYTES
+                return
             wanted = ROUND_TRIPS * first_byte_s * count / body_s
             self._span_bytes = int(min(SPAN_BYTES, max(LEAST_SPAN_BYTES, (self._span_bytes + wanted) / 2)))
 
@@ -159,8 +165,8 @@ class Transfer:
                             return False
                         end = self.file.size_bytes
                         stream.end = end
-                    self._pour(stream, at)
-                    self._learn(first_byte_s, time.monotonic() - asked_at, end - at)
+                    waited = self._pour(stream, at)
+                    self._learn(first_byte_s, time.monotonic() - asked_at, end - at, waited)
                 at = end
             except Trouble as trouble:
                 at = self._reached(at, end)
@@ -182,8 +188,12 @@ class Transfer:
             raise Trouble(CONDITION["ignores-range"])
         return self._take_over()
 
-    def _pour(self, stream: Stream, at: int) -> None:
-        """Write what the stream brings from *at* on, in journaled blocks; what is there already is passed over and never written again."""
+    def _pour(self, stream: Stream, at: int) -> int:
+        """Write what the stream brings from *at* on, in journaled blocks; what is there already is passed over and never written again.
+
+        Returns the most bytes that waited to be read after a block was written.
+        """
+        waited = 0
         while stream.at < stream.end:
             start = stream.at
             end, skip = self._next_block(start, stream.end, at)
@@ -201,6 +211,8 @@ class Transfer:
                 # What a broken connection brought is worth keeping too.
                 if filled and not skip:
                     self._put(start, filled, buffer)
+                    waited = max(waited, stream.waiting_bytes())
+        return waited
 
     def _next_block(self, start: int, end: int, wanted_from: int) -> tuple[int, bool]:
         """Where the block that begins at *start* ends, and whether it is to be passed over."""

@@ -65,6 +65,24 @@ def test_after_a_kill_the_next_run_fetches_the_rest_and_little_more(hub: Loopbac
     assert hub.cdn_saw_token == 0
 
 
+def test_of_a_line_that_is_quicker_than_we_are_little_is_asked_for_at_once(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the other side has sent and we have not written is lost with a kill, however much of it the kernel holds for us.
+    hub.add_revision(REPO, {FILE: BIG})
+    hub.faults.add("cdn", "wait 0.05 s")
+    honest = staging.Partial.write
+
+    def slow(partial: staging.Partial, offset: int, data: memoryview | bytes) -> None:
+        time.sleep(0.02)
+        honest(partial, offset, data)
+
+    monkeypatch.setattr(staging.Partial, "write", slow)
+    assert run(make_site(tmp_path, hub, patience=20, timeout=10), BIG).ok
+    spans = [[int(text) for text in (one.range or "").removeprefix("bytes=").split("-")] for one in hub.requests if one.range]
+    assert max(last - first + 1 for first, last in spans) <= AGAIN_BYTES // 4
+
+
 def test_being_killed_again_and_again_still_comes_to_an_end(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add_revision(REPO, {FILE: BIG})
     site = make_site(tmp_path, hub)
