@@ -154,6 +154,7 @@ def check_plan(site: Site, model: str, locked: LockedModel, todo: Sequence[Locke
     """Step: price the plan on every file system it touches: the files, their view in the hub cache, the reserve.
 
     :raises NoSpace: before the first byte, with what is missing and what `clean` could free there.
+    :raises Refused: when `views` asks for what the file system can't.
     """
     store, staging = site.config.store, site.store.ours / "staging"
     size = sum(file.size_bytes for file in todo)
@@ -162,7 +163,11 @@ def check_plan(site: Site, model: str, locked: LockedModel, todo: Sequence[Locke
     begun = sum(reserved_bytes(site.hub_cache.ours / "staging", file.path, file.sha256) for file in todo if file.sha256)
     needs = [Need(site.store.root, max(0, size - staged), reserve)]
     uncached = sum(file.size_bytes for file in todo if not blob_of(site, locked, file).exists())
-    if uncached and (store.views == "copy" or (store.views == "auto" and not site.hub_cache.can_reflink(site.store.root))):
+    if uncached and store.views in {"reflink", "hardlink"}:
+        site.hub_cache.ready(write=True)
+        if not site.hub_cache.can_share(site.store.root, store.views):
+            raise site.hub_cache.cannot_share(site.store.root)
+    if uncached and (store.views == "copy" or (store.views == "auto" and not site.hub_cache.can_share(site.store.root, "reflink"))):
         needs.append(Need(site.hub_cache.root, max(0, uncached - begun), reserve))
     try:
         check_room(needs)

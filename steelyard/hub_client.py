@@ -46,13 +46,20 @@ def use_bounded_client(timeout_s: float) -> None:
         def close(self) -> None:
             self._body.close()
 
+    def impatient(request: Any) -> None:
+        # Most calls of the library say "no time-out" by name, which goes before what the client itself has.
+        asked = request.extensions.get("timeout") or {}
+        ends = {kind: timeout_s if asked.get(kind) is None else asked[kind] for kind in ("connect", "read", "write", "pool")}
+        request.extensions = {**request.extensions, "timeout": ends}
+
     def bound(response: Any) -> None:
         response.stream = Bounded(response.stream, response.url.host)
 
     def client() -> Any:
         made = default_client_factory()
         made.timeout = timeout_s
-        made.event_hooks = {**made.event_hooks, "response": [*made.event_hooks.get("response", []), bound]}
+        hooks = made.event_hooks
+        made.event_hooks = {"request": [*hooks.get("request", []), impatient], "response": [*hooks.get("response", []), bound]}
         return made
 
     global _timeout_s

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from steelyard.abilities import reflink
 from steelyard.config import Config, Views
@@ -15,7 +16,7 @@ from steelyard.copies.folder import FolderCopy
 from steelyard.disk import device_of, errors_of, fsync_folder, make_folder, probe_write, publish, write_atomically
 from steelyard.errors import Refused
 from steelyard.manifest import FileEntry, Manifest
-from steelyard.names import confine
+from steelyard.names import OURS, confine
 from steelyard.pieces import in_threads
 from steelyard.source import read_at
 from steelyard.watch import current_watch
@@ -119,8 +120,7 @@ class HubCache(FolderCopy):
         if not how:
             if self.views == "auto":
                 return ""
-            hint = 'set views = "copy" (or "auto") in the config'
-            raise Refused(why=f"views = {self.views!r}, but {self.root} can't share bytes with {source} that way", hint=hint)
+            raise self.cannot_share(source)
         self.set_blob_aside(blob, entry)
         publish(staged, blob)
         return how
@@ -130,17 +130,23 @@ class HubCache(FolderCopy):
         if blob.is_symlink() or blob.exists():
             self._make_way(blob, entry, self.ours)
 
-    def can_reflink(self, models: Path) -> bool:
-        """Whether a file of the store could share its blocks with one here; found out by doing it with a small one."""
+    def can_share(self, models: Path, way: Literal["reflink", "hardlink"]) -> bool:
+        """Whether a file of the store at *models* could share its bytes with one here; found out by doing it with a small one."""
         if device_of(models) != device_of(self.root):
             return False
-        probe = make_folder(self.ours / "staging") / f"reflink-probe-{os.getpid()}"
+        probe = make_folder(models / OURS / "staging") / f"share-probe-{os.getpid()}"
+        shared = make_folder(self.ours / "staging") / f"shared-probe-{os.getpid()}"
         try:
             write_atomically(probe, b"probe" * 1000)
-            return try_reflink(probe, probe.with_suffix(".clone"))
+            return (try_hardlink if way == "hardlink" else try_reflink)(probe, shared)
         finally:
             probe.unlink(missing_ok=True)
-            probe.with_suffix(".clone").unlink(missing_ok=True)
+            shared.unlink(missing_ok=True)
+
+    def cannot_share(self, source: Path) -> Refused:
+        """What is said where `views` asks for what the file system can't."""
+        hint = 'set views = "copy" (or "auto") in the config'
+        return Refused(why=f"views = {self.views!r}, but {self.root} can't share bytes with {source} that way", hint=hint)
 
     def bring_small(self, manifest: Manifest, entries: Sequence[FileEntry], store: FolderCopy) -> None:
         """The blobs of small files, several at once: proven in memory, written, fsynced, renamed.

@@ -135,8 +135,10 @@ def of_entry(one: Any) -> LockedFile | None:
     return locked_file(one.path, one.lfs.size if one.lfs else one.size, one.lfs.sha256 if one.lfs else "", one.blob_id)
 
 
-def locked_file(path: str, size: int | None, sha256: str, blob_id: str | None) -> LockedFile | None:
-    """None where no digest of it is published that could be one."""
+def locked_file(path: Any, size: Any, sha256: Any, blob_id: Any) -> LockedFile | None:
+    """None where no digest of it is published that could be one. :raises BadAnswer: for a name or a size that is none."""
+    if not isinstance(path, str) or not isinstance(size, int | None):
+        raise BadAnswer(who="the Hub", why=f"it names a file {str(path)[:80]!r} of {str(size)[:80]!r} bytes", hint=NO_DIGEST)
     sha256, blob_id = str(sha256 or "").lower(), str(blob_id or "").lower()
     if size is None or size < 0 or not (_SHA256.fullmatch(sha256) if sha256 else is_commit(blob_id)):
         return None

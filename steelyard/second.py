@@ -79,7 +79,7 @@ def second_copy(site: Site, file: LockedFile, blob: Path) -> SecondCopy | None:
         return None
     cache = site.hub_cache
     try:
-        if views == "auto" and cache.can_reflink(site.store.root):
+        if views == "auto" and cache.can_share(site.store.root, "reflink"):
             return None
         cache.ready(write=True)
         partial = Partial(cache.ours / "staging", file.path, file.sha256, file.size_bytes)

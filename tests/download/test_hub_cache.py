@@ -15,7 +15,7 @@ from steelyard.download import download
 from steelyard.site import Site
 from steelyard.standins.hub import LoopbackHub
 
-from .world import FILE, MIB, OLD, REPO, WEIGHTS, cached_blobs, codes, got, make_site, run, sha256
+from .world import FILE, MIB, OLD, REPO, WEIGHTS, cached_blobs, codes, got, left_behind, make_site, run, sha256
 
 HF = Path(sys.executable).parent / "hf"
 
@@ -50,15 +50,25 @@ def test_hf_cache_verify_accepts_the_view(hub: LoopbackHub, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_reflink_is_refused_in_a_sentence_where_the_file_system_cannot(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_reflink_is_refused_before_the_first_byte_where_the_file_system_cannot(hub: LoopbackHub, tmp_path: Path) -> None:
     site = make_site(tmp_path, hub, store={"views": "reflink"})
     report = download(site)
     if report.ok:
         pytest.skip("this file system can reflink")
     assert (report.exit_code, codes(report)) == (3, ["refused"])
     assert "copy" in report.errors[0].hint
-    assert site.store.path_of_model("m", FILE).read_bytes() == WEIGHTS
-    assert got(site, report)["action"] == "downloaded"
+    assert got(site, report)["action"] == "refused"
+    assert (left_behind(site), hub.bytes_sent("cdn")) == ([], 0)
+
+
+def test_hardlinks_between_two_drives_are_refused_before_the_first_byte(
+    hub: LoopbackHub, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "hf"
+    if elsewhere.parent.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("one file system only")
+    report = download(make_site(tmp_path, hub, store={"views": "hardlink", "hf_home": str(elsewhere)}))
+    assert (report.exit_code, codes(report), hub.bytes_sent("cdn")) == (3, ["refused"], 0)
 
 
 def test_a_file_that_is_whole_in_the_cache_is_adopted_and_not_fetched(hub: LoopbackHub, site: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Set
@@ -17,8 +18,10 @@ import pytest
 
 from steelyard import steps
 from steelyard.agree import proposal
+from steelyard.config import HubConfig
 from steelyard.download import download
 from steelyard.errors import BadAnswer, Gone, Unreachable
+from steelyard.hub import Hub
 from steelyard.published import locked_file
 from steelyard.site import Site
 from steelyard.steps import run_here
@@ -183,6 +186,21 @@ def test_a_repo_without_files_is_no_success(tmp_path: Path) -> None:
 def test_nothing_at_all_is_told_as_the_hub_tells_it(tmp_path: Path) -> None:
     with modest_site(tmp_path, has=set()) as site, pytest.raises(Gone):
         proposal(site, "m")
+
+
+def test_a_hub_that_takes_a_question_and_never_answers_is_left(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub = Hub(HubConfig(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.3, patience=1.0))
+        began = time.monotonic()
+        with pytest.raises(Unreachable, match="timed out"):
+            hub.listing(REPO, "main")
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(("path", "size"), [(7, 5), ("a.bin", "5"), (None, 5), ("a.bin", 5.5)])
+def test_a_name_or_size_that_is_none_is_no_answer_of_a_hub(path: object, size: object) -> None:
+    with pytest.raises(BadAnswer):
+        locked_file(path, size, "a" * 64, None)
 
 
 def test_an_address_that_is_signed_for_get_alone_is_asked_by_get(tmp_path: Path) -> None:
