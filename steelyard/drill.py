@@ -19,7 +19,7 @@ from steelyard.loading import Device, weights_files
 from steelyard.manifest import Manifest
 from steelyard.pieces import Arrival
 from steelyard.report import Report, Row
-from steelyard.restore import Folder, bring_files, candidates, known_manifest
+from steelyard.restore import Folder, bring_files, candidates, errors_in, known_manifest
 from steelyard.runlock import locked as locked_run
 from steelyard.site import Site
 from steelyard.space import Need, check_room
@@ -122,6 +122,8 @@ def _through_scratch(site: Site, manifest: Manifest, name: str, device: Device, 
     try:
         target = Folder(scratch)
         done = bring_files(site, manifest, False, manifest.files, target, [name], name)
+        for error in errors_in(done):
+            raise error
         restored_s = time.monotonic() - started
         bad = [entry.path for entry in manifest.files if not target.judge(manifest, entry, Look()).ok]
         settings, stop = site.config.models[manifest.model], current_watch().stop
@@ -136,7 +138,7 @@ def _through_scratch(site: Site, manifest: Manifest, name: str, device: Device, 
         "verdict": "ok" if not bad and problem is None else "failed",
         "way": "scratch",
         "restore_s": round(restored_s, 2),
-        "bytes_written": sum(written for _, _, written, _ in done),
+        "bytes_written": sum(one.bytes_written for one in done),
         "loaded": sum(found.verdict == "ok" for found in loaded),
     }
     if bad:

@@ -57,6 +57,19 @@ def merge_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
     return tuple(merged)
 
 
+def on_piece_borders(ranges: Iterable[Range], size_bytes: int, piece_bytes: int) -> tuple[Range, ...]:
+    """The ranges of the pieces that *ranges* touch: what is told of a file begins where a piece does and ends with one or with the file.
+
+    Bytes beyond *size_bytes* belong to the piece that they stand in, up to the last of them.
+    """
+    whole = [
+        (start // piece_bytes * piece_bytes, max(end, min(-(-end // piece_bytes) * piece_bytes, size_bytes)))
+        for start, end in ranges
+        if start < end
+    ]
+    return merge_ranges(whole)
+
+
 def default_threads() -> int:
     """Hashing threads: the cores this process may use, at most 8 (a disk is full long before that)."""
     return max(1, min(8, len(os.sched_getaffinity(0))))

@@ -11,7 +11,7 @@ from steelyard.carry import Carried
 from steelyard.copies.base import Copy, Finding, Look, ProvenReader, Rotten, piece_holds
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.judging import is_cached
-from steelyard.errors import Archived, BadRecord, Missing, Refused, SteelyardError
+from steelyard.errors import Archived, BadRecord, Missing, NotWhole, OtherSide, Refused, SteelyardError, Unreachable
 from steelyard.into_store import fetch_file
 from steelyard.localise import lost_tensors
 from steelyard.lock import LockedModel
@@ -27,7 +27,7 @@ from steelyard.sha256 import stretches
 from steelyard.site import Site
 from steelyard.source import ByteSource, LocalFile
 from steelyard.steps import Run, run_here
-from steelyard.verify import finish_switch, judge_by_lock, judge_files
+from steelyard.verify import finish_switch, judge_by_lock, judge_files, told_ranges
 
 log = logging.getLogger("steelyard")
 
@@ -85,23 +85,45 @@ def _repair_model(site: Site, model: str, name: str, dry_run: bool, report: Repo
             # Our own record was lost: a replica's is as good once its files have proven right, which mending does by SHA-256.
             site.store.seal(manifest)
         mended = False
+        sources = [*others, "hub"]
         for entry in manifest.files:
-            with contextlib.ExitStack() as stack:
-                running = None if dry_run else _begin_sha(where, manifest, entry, stack)
-                # The SHA-256 is what takes longest: it has a core for itself.
-                look = Look(depth="deep", threads=max(1, default_threads() - 1) if running is not None else 0)
-                finding = run(judge_files, site, name, manifest, [entry], look)[entry.path]
-                if finding.verdict not in MENDABLE:
-                    verdict = "nothing-to-do" if finding.ok else "beyond-repair"
-                    report.rows.append(_row(where, manifest, entry, verdict, 0, (), finding, 0 if finding.ok else 1))
-                    continue
-                row = run(mend_file, site, name, manifest, trusted, entry, finding, list(others), dry_run, running)
-            mended = mended or row.outcome == "repaired"
-            report.rows.append(row)
+            row, error = _repair_file(site, name, manifest, trusted, entry, sources, dry_run, run)
+            if row is not None:
+                mended = mended or row.outcome == "repaired"
+                report.rows.append(row)
+            if error is not None:
+                report.errors.append(error)
+                if isinstance(error, Unreachable):
+                    sources = list(others)  # it was waited for once; the next file does without
         if dry_run:
             continue
         _records(site, where, name, manifest, mended)
         _repair_parity(site, where, manifest, report, run)
+
+
+def _repair_file(
+    site: Site, name: str, manifest: Manifest, trusted: bool, entry: FileEntry, sources: Sequence[str], dry_run: bool, run: Run
+) -> tuple[Row | None, SteelyardError | None]:
+    """Judge one file and mend it. What stands in its way (a folder under its name, a Hub that is away) is told beside its row, and stops no other
+    file. No row where its bytes were asked back out of an archive: it is not known yet what becomes of it.
+
+    :raises Refused: what stands in the way of every file.
+    """
+    where = site.copies[name]
+    with contextlib.ExitStack() as stack:
+        running = None if dry_run else _begin_sha(where, manifest, entry, stack)
+        # The SHA-256 is what takes longest: it has a core for itself.
+        look = Look(depth="deep", threads=max(1, default_threads() - 1) if running is not None else 0)
+        finding = run(judge_files, site, name, manifest, [entry], look)[entry.path]
+        if finding.verdict not in MENDABLE:
+            action = "nothing-to-do" if finding.ok else "beyond-repair"
+            return _row(where, manifest, entry, action, 0, (), finding, 0 if finding.ok else 1), None
+        try:
+            return run(mend_file, site, name, manifest, trusted, entry, finding, sources, dry_run, running), None
+        except Archived as error:
+            return None, error
+        except (NotWhole, OtherSide) as error:
+            return _row(where, manifest, entry, "beyond-repair", 0, (), finding, 1, error.message), error
 
 
 def _repair_parity(site: Site, where: Copy, manifest: Manifest, report: Report, run: Run) -> None:
@@ -228,7 +250,7 @@ def _row(
         "found": finding.verdict,
     }
     if finding.bad_ranges:
-        facts["bad_ranges"] = [list(one) for one in finding.bad_ranges]
+        facts["bad_ranges"] = told_ranges(finding, entry)
     if why:
         facts["why"] = why
     return Row(manifest.model, entry.path, where.name, where.where(manifest, entry.path), facts, exit_code)
@@ -245,11 +267,15 @@ def mend_file(
     dry_run: bool,
     running: RunningSha | None,
 ) -> Row:
-    """Step: mend one file of one copy. beyond-repair (exit 1) when a bad piece is good nowhere; the file is then as it was."""
+    """Step: mend one file of one copy from *others*, "hub" among them where it is to be asked.
+
+    beyond-repair (exit 1) when a bad piece is good nowhere; the file is then as it was.
+    """
     where = site.copies[name]
-    sources: dict[str, ByteSource] = candidates(site, manifest, entry, others, hub=True)
+    here = [one for one in others if one != "hub"]
+    sources: dict[str, ByteSource] = candidates(site, manifest, entry, here, hub="hub" in others)
     # Last: it needs no other copy, but reads the whole file and computes, where a range of the Hub is one request.
-    parity = None if dry_run else parity_source(site, [name, *others], manifest, entry)
+    parity = None if dry_run else parity_source(site, [name, *here], manifest, entry)
     if parity is not None:
         sources["parity"] = parity
     reader = ProvenReader(entry, sources, pieces_are_trusted=trusted)

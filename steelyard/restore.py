@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from steelyard.batches import batches
@@ -12,7 +13,7 @@ from steelyard.copies.base import Copy, CopyKind, Finding, Look, ProvenReader, R
 from steelyard.copies.folder import FolderCopy, stat_of
 from steelyard.copies.hub import HubFile
 from steelyard.disk import existing_parent, make_folder, probe_write
-from steelyard.errors import Archived, Corrupt, Refused, SteelyardError, UsageError
+from steelyard.errors import Archived, Corrupt, NotWhole, OtherSide, Refused, SteelyardError, Unreachable, UsageError
 from steelyard.line import Line
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
@@ -153,8 +154,11 @@ def _bring_back(
     check_room([Need(target.root, target.need_bytes(manifest, todo))])
     for batch in batches(todo):
         with report.collecting():
-            for entry, action, written, used in run(bring_files, site, manifest, trusted, batch, target, list(copies), source):
-                report.rows.append(_row(target, manifest, entry, action, written, used))
+            done = run(bring_files, site, manifest, trusted, batch, target, list(copies), source)
+            for one in done:
+                failed = one.error.exit_code if one.error is not None else 0
+                report.rows.append(_row(target, manifest, one.entry, one.action, one.bytes_written, one.sources, failed))
+            report.errors += errors_in(done)
 
 
 def _row(
@@ -228,6 +232,17 @@ def _judge_target(target: FolderCopy, manifest: Manifest, entry: FileEntry, trus
     return finding
 
 
+@dataclass(frozen=True)
+class Back:
+    """What became of one file: *error* is set where it did not come back; what stood under its name still does then."""
+
+    entry: FileEntry
+    action: str
+    bytes_written: int = 0
+    sources: tuple[str, ...] = ()
+    error: SteelyardError | None = None
+
+
 def bring_files(
     site: Site,
     manifest: Manifest,
@@ -236,40 +251,59 @@ def bring_files(
     target: FolderCopy,
     names: Sequence[str],
     source: str | None,
-) -> list[tuple[FileEntry, str, int, list[str]]]:
-    """Bring files into *target*: entry, action, bytes written, names of the copies used.
+) -> list[Back]:
+    """Bring files into *target*. A file that is good in none of the copies, or whose source is away, does not stop the others.
 
-    :raises Corrupt: when a piece is good in none of the copies; what stood there still does.
+    :raises Refused: when the target takes no more. :raises Unreachable: when nothing came back for that reason: worth another try.
     """
-    done: list[tuple[FileEntry, str, int, list[str]]] = []
-    asleep: list[Archived] = []
+    done: list[Back] = []
+    away: Unreachable | None = None
     for entry in entries:
-        sources = candidates(site, manifest, entry, names, hub=source is None)
+        sources = candidates(site, manifest, entry, names, hub=source is None and away is None)
         if target is site.store:
             # The old file's good pieces are the nearest of all.
             sources = candidates(site, manifest, entry, ["store"], hub=False) | sources
         reader = ProvenReader(entry, sources, pieces_are_trusted=trusted, together=_on_separate_disks(site, names, sources))
         try:
             brought = target.bring(manifest, entry, reader)
-        except Rotten as rotten:
-            start, end = rotten.where
-            why = f"bytes {start:,} to {end:,} are good in none of {', '.join(rotten.tried) or 'the copies'}"
-            if late := next((error for error in rotten.errors if isinstance(error, Archived)), None):
-                asleep.append(late)  # each one is asked back before we end, so that one wait does for all
-                continue
-            for error in rotten.errors:
-                if error.exit_code == 4:
-                    raise error from rotten
-            hint = "leave --from away, so that every copy is asked" if source else "run: steelyard verify --copy all"
-            raise Corrupt(path=entry.path, why=why, ranges=(rotten.where,), hint=hint) from rotten
+        except (Rotten, NotWhole, OtherSide) as problem:
+            error = _why_not(entry, problem, source) if isinstance(problem, Rotten) else problem
+            if isinstance(error, Unreachable):
+                away = error  # it was waited for once; the files after this one do without the Hub
+            elif away is not None and isinstance(problem, Rotten):
+                error = away
+            log.error("%s · %s did not come back: %s", manifest.model, entry.path, error.message)
+            done.append(Back(entry, "refused", error=error))
+            continue
         finally:
             reader.close()
         used = sorted(reader.used_bytes, key=lambda name: -reader.used_bytes[name])
         log.info("%s · %s: %s from %s", manifest.model, entry.path, brought.action, ", ".join(used) or "nothing")
-        done.append((entry, brought.action, brought.bytes_written, used))
-    if asleep:
-        raise together(asleep)
+        done.append(Back(entry, brought.action, brought.bytes_written, tuple(used)))
+    if away is not None and all(isinstance(one.error, Unreachable) for one in done):
+        raise away
     return done
+
+
+def _why_not(entry: FileEntry, rotten: Rotten, source: str | None) -> SteelyardError:
+    """A copy that can't be asked now may have what the others lack: then that is what is in the way."""
+    for kind in (Archived, OtherSide):
+        if (error := next((one for one in rotten.errors if isinstance(one, kind)), None)) is not None:
+            return error
+    start, end = rotten.where
+    why = f"bytes {start:,} to {end:,} are good in none of {', '.join(rotten.tried) or 'the copies'}"
+    hint = "leave --from away, so that every copy is asked" if source else "run: steelyard verify --copy all"
+    return Corrupt(path=entry.path, why=why, ranges=(rotten.where,), hint=hint)
+
+
+def errors_in(done: Sequence[Back]) -> list[SteelyardError]:
+    """What is to be told of files that did not come back: each by itself, those that wait in an archive together, the same reason once."""
+    found: list[SteelyardError] = []
+    for one in done:
+        if one.error is not None and not isinstance(one.error, Archived) and one.error not in found:
+            found.append(one.error)
+    asleep = [one.error for one in done if isinstance(one.error, Archived)]
+    return [*found, *([together(asleep)] if asleep else [])]
 
 
 def together(asleep: Sequence[Archived]) -> Archived:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +82,9 @@ class LocalFile:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise Missing(path=path) from error
         except OSError as error:
+            if error.errno == errno.ENXIO and not path.is_file():
+                # A socket, or the node of a device that is not there: the medium is well, there just is no file.
+                raise WrongType(path=path) from error
             raise Unreadable(path=path, why=error.strerror or str(error)) from error
         import stat as stat_bits
 

@@ -14,7 +14,7 @@ from steelyard.localise import suspect_ranges
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.parity import held_parity, unusable
-from steelyard.pieces import digest_source
+from steelyard.pieces import digest_source, on_piece_borders, piece_size
 from steelyard.records import MANIFEST, PARITY
 from steelyard.report import Report, Row
 from steelyard.site import Site
@@ -163,7 +163,7 @@ def finding_row(copy: Copy, manifest: Manifest, path: str, finding: Finding, com
     """The row of CONTRACT.md for one verdict."""
     facts: dict[str, object] = {"verdict": finding.verdict, "proof": finding.proof, "commit": commit}
     if finding.verdict in {"corrupt", "unreadable"}:
-        facts["bad_ranges"] = [list(one) for one in finding.bad_ranges]
+        facts["bad_ranges"] = told_ranges(finding, manifest.get(path))
     if finding.why:
         facts["why"] = finding.why
     try:
@@ -171,6 +171,13 @@ def finding_row(copy: Copy, manifest: Manifest, path: str, finding: Finding, com
     except KeyError:
         where = ""
     return Row(manifest.model, path, copy.name, where, facts, OtherSide.exit_code if finding.waits else _CODE.get(finding.verdict, 1))
+
+
+def told_ranges(finding: Finding, entry: FileEntry | None) -> list[list[int]]:
+    """The bad ranges of CONTRACT.md, on the borders of pieces; of a file without a record, on those that it would have."""
+    last = max((end for _, end in finding.bad_ranges), default=0)
+    size, piece = (entry.size_bytes, entry.piece_bytes) if entry is not None else (last, piece_size(last))
+    return [list(one) for one in on_piece_borders(finding.bad_ranges, size, piece)]
 
 
 # --- steps

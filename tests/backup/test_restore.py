@@ -191,6 +191,24 @@ def test_a_piece_that_is_good_nowhere_is_named_with_its_range(bereft: World) -> 
     assert not bereft.weights.exists()
 
 
+def test_a_file_that_is_good_nowhere_does_not_keep_the_others_away(world: World, tmp_path: Path) -> None:
+    world.hub.add_revision("MVDream/MVDream", {"a.bin": b"a" * 5000, "z.bin": b"z" * 5000})
+    world.configure(files=f'["*.bin", "{FILE}"]')
+    assert world.run("download").code == 0 == world.run("backup").code
+    world.flip(snapshot(world) / "a.bin", 5)
+    for into in ([], ["--into", str(tmp_path / "into")]):
+        shutil.rmtree(world.models)
+        done = world.run("restore", "mvdream", "--from", "usb", *into)
+        assert (done.code, [error["code"] for error in done.errors]) == (1, ["corrupt"])
+        assert {row["file"]: row["action"] for row in done.rows} == {"a.bin": "refused", FILE: "copied", "z.bin": "copied"}
+    assert sorted(path.name for path in (tmp_path / "into").iterdir() if path.is_file()) == [FILE, "z.bin"]
+    world.flip(next(path for path in world.home.glob("hf/hub/models--*/blobs/*") if path.read_bytes() == b"a" * 5000), 5)
+    world.hub.down()
+    done = world.run("restore", "mvdream")
+    assert (done.code, [error["code"] for error in done.errors]) == (4, ["unreachable"])
+    assert {row["file"]: row["action"] for row in done.rows} == {"a.bin": "refused", FILE: "copied", "z.bin": "copied"}
+
+
 def test_copies_on_separate_disks_are_read_at_once(held: World, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sources, two threads: each begins with another source, and one that fails is asked last from then on."""
     import threading

@@ -96,6 +96,42 @@ def test_a_piece_that_is_good_nowhere_is_beyond_repair_and_nothing_is_touched(he
     assert sha256(held.weights) == before
 
 
+@pytest.fixture
+def several(world: World) -> World:
+    world.hub.add_revision("MVDream/MVDream", {"a.bin": b"a" * 5000, "z.bin": b"z" * 5000})
+    world.configure(files=f'["*.bin", "{FILE}"]')
+    assert world.run("download").code == 0
+    assert world.run("backup").code == 0
+    return world
+
+
+def test_what_stands_in_the_way_of_one_file_does_not_stop_the_next(several: World) -> None:
+    """A folder under its name is told and left alone; it was nobody's to take away."""
+    (several.models / "a.bin").unlink()
+    (several.models / "a.bin").mkdir()
+    several.flip(several.weights, 5)
+    done = several.run("repair")
+    assert (done.code, done.errors[0]["code"]) == (1, "wrong-type")
+    assert {row["file"]: row["action"] for row in done.rows} == {"a.bin": "beyond-repair", FILE: "repaired", "z.bin": "nothing-to-do"}
+    assert (several.models / "a.bin").is_dir()
+
+
+def test_a_hub_that_is_away_stops_no_file_that_can_be_mended_without_it(several: World) -> None:
+    """What only the Hub has stays bad and is told so: corrupt (1) is the smaller of the two exit codes that apply."""
+    right = sha256(several.weights)
+    for path in (several.models / "a.bin", next(several.usb.glob("mvdream/*/a.bin")), several.models / "z.bin", several.weights):
+        several.flip(path, 5)
+    (cached,) = (path for path in several.home.glob("hf/hub/models--*/blobs/*") if path.read_bytes() == b"a" * 5000)
+    several.flip(cached, 5)
+    several.hub.down()
+    done = several.run("repair")
+    assert (done.code, [error["code"] for error in done.errors]) == (1, ["unreachable"])
+    assert {row["file"]: row["action"] for row in done.rows} == {"a.bin": "beyond-repair", FILE: "repaired", "z.bin": "repaired"}
+    assert sha256(several.weights) == right
+    several.hub.up()
+    assert several.run("repair").of("a.bin")["sources"] == ["hub"]
+
+
 def test_what_is_lost_for_good_is_named_by_tensor(held: World) -> None:
     for path in (held.weights, blob(held), on_usb(held)):
         held.flip(path, PIECE + (4 << 20))

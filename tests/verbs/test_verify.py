@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 
 import pytest
 
@@ -63,7 +65,11 @@ def test_a_grown_file_names_what_is_too_much(held: World) -> None:
     with held.weights.open("ab") as file:
         file.write(b"more")
     row = held.run("verify").of(FILE)
-    assert (row["verdict"], row["bad_ranges"]) == ("corrupt", [[size, size + 4]])
+    # The piece that they stand in is named, from its border on, as CONTRACT.md has it; it is not moved for that.
+    assert (row["verdict"], row["bad_ranges"]) == ("corrupt", [[size // PIECE * PIECE, size + 4]])
+    assert held.run("verify", "--quick").of(FILE)["bad_ranges"] == row["bad_ranges"]
+    mended = held.run("repair").of(FILE)
+    assert (mended["action"], mended["bytes_moved"], held.weights.stat().st_size) == ("repaired", 0, size)
 
 
 def test_a_hole_of_zeros_is_found(held: World) -> None:
@@ -89,6 +95,23 @@ def test_a_folder_or_a_link_to_the_outside_in_its_place_is_not_ok(held: World) -
     held.weights.unlink()
     held.weights.mkdir()
     assert held.run("verify").of(FILE)["verdict"] == "corrupt"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+def test_what_is_no_file_is_corrupt_and_not_a_fault_of_the_drive(held: World, kind: str) -> None:
+    size = held.weights.stat().st_size
+    held.weights.unlink()
+    if kind == "fifo":
+        os.mkfifo(held.weights)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one, contextlib.chdir(held.models):
+            one.bind(FILE)
+    else:
+        held.weights.symlink_to("/dev/zero")
+    row = held.run("verify").of(FILE)
+    assert (row["verdict"], row["bad_ranges"]) == ("corrupt", [[0, size]])
+    assert held.run("repair").of(FILE)["action"] == "repaired"
+    assert held.run("verify").code == 0
 
 
 def test_a_damaged_manifest_is_noticed_and_the_files_are_judged_by_the_lock(held: World) -> None:
