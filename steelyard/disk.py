@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -243,6 +244,18 @@ def allocate(fd: int, size_bytes: int, place: Path) -> bool:
                 return False
             raise OSError(number, os.strerror(number), str(place))
     return True
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a record. What stands under its name may be anything: a pipe is not waited for, a device not read for ever.
+
+    :raises OSError: also where it is no regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return file.read()
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, fsync_parent: bool = True) -> None:

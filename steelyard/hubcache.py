@@ -13,7 +13,7 @@ from steelyard.abilities import reflink
 from steelyard.config import Config, Views
 from steelyard.copies.base import Brought, CopyKind, ProvenReader, corrupt
 from steelyard.copies.folder import FolderCopy
-from steelyard.disk import device_of, errors_of, fsync_folder, make_folder, probe_write, publish, write_atomically
+from steelyard.disk import device_of, errors_of, fsync_folder, make_folder, probe_write, publish, read_regular, write_atomically
 from steelyard.errors import Refused
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import OURS, confine
@@ -65,7 +65,7 @@ class HubCache(FolderCopy):
         """Write the ref of the revision, so that the library resolves it without the network."""
         if manifest.revision != manifest.commit:
             ref = confine(self.repo_folder(manifest.repo_id) / "refs", manifest.revision)
-            if not ref.exists() or ref.read_text(encoding="utf-8") != manifest.commit:
+            if not ref.is_file() or read_regular(ref) != manifest.commit.encode():
                 write_atomically(ref, manifest.commit.encode())
         tag = self.root / "CACHEDIR.TAG"
         if not tag.exists():

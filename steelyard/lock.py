@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from steelyard.disk import write_atomically
+from steelyard.disk import read_regular, write_atomically
 from steelyard.errors import BadRecord
 from steelyard.manifest import record_digest, utc_now
 from steelyard.names import check_names
@@ -88,7 +88,7 @@ def read_lock(path: Path) -> Lock:
     :raises BadRecord: when it is damaged, or an entry was changed by hand.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         return Lock()
     except OSError as error:

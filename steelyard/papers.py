@@ -14,7 +14,7 @@ from pathlib import Path
 
 from steelyard.copies.folder import below
 from steelyard.copies.mount import MountReplica
-from steelyard.disk import errors_of, make_folder, write_atomically
+from steelyard.disk import errors_of, make_folder, read_regular, write_atomically
 from steelyard.errors import BadRecord, SteelyardError
 from steelyard.fetch import fetch_small, is_right
 from steelyard.hub import Hub
@@ -67,7 +67,7 @@ def held_papers(site: Site, model: str, commit: str) -> Papers | None:
     """What is kept of *model* at *commit*; None where nobody looked yet, or the record is damaged."""
     record = _record(papers_folder(site, model, commit))
     try:
-        found = unseal(record.read_bytes(), record)
+        found = unseal(read_regular(record), record)
         return Papers(tuple(_of(path, one) for path, one in found["files"].items()), str(found["licence"]))
     except (OSError, BadRecord, KeyError, TypeError, ValueError, AttributeError):
         return None
@@ -138,7 +138,7 @@ def _write_record(folder: Path, papers: Papers) -> None:
 
 def _is_right(path: Path, file: LockedFile) -> bool:
     try:
-        content = path.read_bytes() if path.stat().st_size == file.size_bytes else None
+        content = read_regular(path) if path.stat().st_size == file.size_bytes else None
     except OSError:
         return False
     if content is None:
@@ -177,10 +177,10 @@ def restore_papers(site: Site, model: str, commit: str) -> None:
             continue
         source = replica.folder_of(model, commit) / OURS / PAPERS
         try:
-            found = unseal(_record(source).read_bytes(), source)
+            found = unseal(read_regular(_record(source)), source)
             papers = Papers(tuple(_of(path, one) for path, one in found["files"].items()), str(found["licence"]))
             for file in papers.files:
-                content = confine(source, file.path).read_bytes()
+                content = read_regular(confine(source, file.path))
                 if not _is_right(confine(source, file.path), file):
                     raise BadRecord(path=file.path, why="it is not what its record says")
                 write_atomically(confine(target, file.path), content)

@@ -11,6 +11,7 @@ from steelyard.carry import Carried
 from steelyard.copies.base import Copy, Finding, Look, ProvenReader, Rotten, piece_holds
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.judging import is_cached
+from steelyard.copies.mount import MountReplica
 from steelyard.errors import Archived, BadRecord, Missing, NotWhole, OtherSide, Refused, SteelyardError, Unreachable
 from steelyard.into_store import fetch_file
 from steelyard.localise import lost_tensors
@@ -227,7 +228,10 @@ def _records(site: Site, where: Copy, name: str, manifest: Manifest, mended: boo
             held = where.manifest(manifest.model, manifest.commit)
         except BadRecord:
             held = None
-        if mended or held != manifest:
+        spoilt = where.spoilt_records(manifest) if isinstance(where, MountReplica) else {}
+        for record, why in spoilt.items():
+            log.warning("%s · %s in %s is written anew: %s", manifest.model, record, name, why)
+        if mended or spoilt or held != manifest:
             where.seal(manifest)
 
 

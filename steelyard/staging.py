@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from steelyard.direct import DIRECT_FROM_BYTES, open_direct, write_direct
-from steelyard.disk import allocate, errors_of, free_bytes, fsync_folder, gb, make_folder, publish, takes_direct
+from steelyard.disk import allocate, errors_of, free_bytes, fsync_folder, gb, make_folder, publish, read_regular, takes_direct
 from steelyard.errors import Busy, NoSpace, Range, Stopped
 from steelyard.names import slug
 from steelyard.pieces import MIB, merge_ranges
@@ -197,7 +197,7 @@ class Partial:
         blocks: list[Block] = []
         trusted = False
         try:
-            data = self.journal.read_bytes()
+            data = read_regular(self.journal)
             line, _, records = data.partition(b"\n")
             head = json.loads(line)
             if head["identity"] == self._identity and head["size_bytes"] == self.size_bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from steelyard.config import Config
 from steelyard.copies.base import CopyKind
 from steelyard.copies.folder import FolderCopy
-from steelyard.disk import existing_parent, make_folder, probe_write, write_atomically
+from steelyard.disk import existing_parent, make_folder, probe_write, read_regular, write_atomically
 from steelyard.errors import BadRecord, Missing, ReadOnly, Refused
 from steelyard.manifest import Manifest, unseal
 from steelyard.names import confine
@@ -52,7 +52,7 @@ class Store(FolderCopy):
         """:raises Refused: where a move left word that the store is elsewhere now."""
         word = self.ours / MOVED
         try:
-            to = str(unseal(word.read_bytes(), word)["to"])
+            to = str(unseal(read_regular(word), word)["to"])
         except (OSError, BadRecord, KeyError):
             return
         raise Refused(
@@ -77,7 +77,7 @@ class Store(FolderCopy):
             state = (seen.st_ino, seen.st_mtime_ns, seen.st_size)
             if path in self._parsed and self._parsed[path][0] == state:
                 return self._parsed[path][1]
-            manifest = Manifest.parse(path.read_bytes(), path)
+            manifest = Manifest.parse(read_regular(path), path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -119,7 +119,7 @@ class Store(FolderCopy):
     def model_info_holds(self, manifests: Iterable[Manifest]) -> bool:
         """Whether the file on disk says what the manifests say."""
         try:
-            return self.model_info_path.read_bytes() == self.model_info(manifests)
+            return read_regular(self.model_info_path) == self.model_info(manifests)
         except OSError:
             return False
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 from steelyard.batches import batches
 from steelyard.copies.base import Copy, Finding, Look
 from steelyard.copies.folder import FolderCopy
+from steelyard.copies.mount import MountReplica
 from steelyard.errors import BadRecord, Missing, OtherSide, Refused, SteelyardError, WrongType
 from steelyard.localise import suspect_ranges
 from steelyard.lock import LockedFile, LockedModel
@@ -114,9 +116,16 @@ def _judge_replica(site: Site, model: str, locked: LockedModel | None, copy: Cop
             manifest = site.manifest(model, commit)
         if manifest is not None:
             rows += _judge_snapshot(site, copy, manifest, locked if locked and commit == locked.commit else None, look, run)
+            rows += _judge_records(copy, manifest)
             rows += _judge_parity(site, copy, manifest, look, run)
     if locked is not None and locked.commit not in commits:
         manifest = site.manifest(model, locked.commit)
+        if not commits and isinstance(copy, MountReplica) and copy.has_some(manifest):
+            # A first backup that was stopped, or a snapshot that lost its manifest: what is there is told as it is.
+            why = f"the snapshot is not complete without it; run: steelyard backup {model} --to {copy.name}"
+            facts = {"verdict": "missing", "why": why, "commit": locked.commit}
+            rows.append(Row(model, MANIFEST, copy.name, copy.where(manifest, MANIFEST), facts, 1))
+            return rows + _judge_snapshot(site, copy, manifest, locked, look, run)
         verdict = "stale" if commits else "missing"
         why = f"it holds {commits[-1][:8]}, {locked.commit[:8]} is current" if commits else "never backed up there"
         facts = {"verdict": verdict, "why": f"{why}; run: steelyard backup {model} --to {copy.name}", "commit": locked.commit}
@@ -142,9 +151,21 @@ def _judge_snapshot(site: Site, copy: Copy, manifest: Manifest, locked: LockedMo
             if agreed is not None and (agreed.size_bytes != entry.size_bytes or (agreed.sha256 and agreed.sha256 != entry.sha256)):
                 finding = Finding("corrupt", ((0, entry.size_bytes),), "lock", "this copy's manifest contradicts the lock")
             rows.append(finding_row(copy, manifest, entry.path, finding, manifest.commit))
-    rows += [
-        Row(manifest.model, path, copy.name, "", {"verdict": "stray", "why": "nothing records it"}, 0) for path in copy.strays(manifest)
-    ]
+    # Where our own manifest was lost, the lock records its files still.
+    strays = [path for path in copy.strays(manifest) if locked is None or locked.get(path) is None]
+    rows += [Row(manifest.model, path, copy.name, "", {"verdict": "stray", "why": "nothing records it"}, 0) for path in strays]
+    return rows
+
+
+def _judge_records(copy: Copy, manifest: Manifest) -> list[Row]:
+    """What a person restores by without us: a bad SHA256SUMS would call good files bad, or bad ones good."""
+    rows = []
+    for name, why in copy.spoilt_records(manifest).items() if isinstance(copy, MountReplica) else ():
+        path = copy.where(manifest, name)
+        there = os.path.lexists(path)
+        facts: dict[str, object] = {"verdict": "corrupt" if there else "missing", "commit": manifest.commit}
+        facts |= {"why": f"{why}; run: steelyard repair {manifest.model} --copy {copy.name}"} | ({"bad_ranges": []} if there else {})
+        rows.append(Row(manifest.model, name, copy.name, path, facts, 1))
     return rows
 
 

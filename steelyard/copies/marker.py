@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steelyard.disk import write_atomically
+from steelyard.disk import read_regular, write_atomically
 from steelyard.errors import BadRecord
 from steelyard.manifest import seal, unseal, utc_now
 from steelyard.names import OURS
@@ -43,7 +43,7 @@ def read_marker(root: Path) -> Marker | None:
     """The marker of the drive that *root* lies on. :raises BadRecord: when it is damaged."""
     path = root / OURS / MARKER
     try:
-        return Marker.parse(path.read_bytes(), path)
+        return Marker.parse(read_regular(path), path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -59,7 +59,7 @@ class Shelf:
     def known(self) -> dict[str, str]:
         """In the order they were marked. :raises BadRecord: when the file is damaged; it is not taken for empty."""
         try:
-            record = unseal(self.path.read_bytes(), self.path)
+            record = unseal(read_regular(self.path), self.path)
             return {str(one["id"]): str(one["marked_at"]) for one in record["drives"]}
         except (FileNotFoundError, NotADirectoryError):
             return {}
@@ -72,7 +72,7 @@ class Shelf:
         """What people call each drive, by id; "" where nobody said. :raises BadRecord:"""
         known = self.known()
         try:
-            drives = unseal(self.path.read_bytes(), self.path)["drives"] if known else []
+            drives = unseal(read_regular(self.path), self.path)["drives"] if known else []
         except OSError:
             drives = []
         return dict.fromkeys(known, "") | {str(one["id"]): str(one.get("label") or "") for one in drives}

@@ -17,12 +17,12 @@ from steelyard.copies.base import CopyKind, Look
 from steelyard.copies.drive import Drive
 from steelyard.copies.folder import FolderCopy, below, stat_of
 from steelyard.copies.marker import Shelf
-from steelyard.disk import errors_of, make_folder, probe_write, publish, write_atomically
+from steelyard.disk import errors_of, make_folder, probe_write, publish, read_regular, write_atomically
 from steelyard.errors import BadRecord, Refused
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import OURS, confine
 from steelyard.published import is_commit
-from steelyard.records import MANIFEST, PARITY, is_record, record_names, records
+from steelyard.records import BACK_TO, MANIFEST, PARITY, is_record, record_names, records, spoilt_records
 from steelyard.staging import sweep_journals
 from steelyard.store import files_not_in
 
@@ -90,7 +90,7 @@ class MountReplica(FolderCopy):
         for name in (f"steelyard-{MANIFEST}", MANIFEST):
             path = folder / name
             try:
-                manifest = Manifest.parse(path.read_bytes(), path)
+                manifest = Manifest.parse(read_regular(path), path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
@@ -108,16 +108,20 @@ class MountReplica(FolderCopy):
     def seal(self, manifest: Manifest) -> None:
         """As in base.Copy. What another host has in the same snapshot stays in its records. :raises Refused: when the two contradict each other."""
         folder = self.folder_of(manifest.model, manifest.commit)
-        line = f"cp -r {shlex.quote(str(folder))} /where/you/want/it"
+        line = f"cp -r {shlex.quote(str(folder))} {BACK_TO}"
         with self.held() as root:
             manifest = self._with_what_is_there(manifest)
-            for name, data in records(manifest, line, "/where/you/want/it", self._parity_files(manifest)).items():
+            for name, data in records(manifest, line, BACK_TO, self._parity_files(manifest) or ()).items():
                 path = below(root, self.root, folder / name)
                 with errors_of(path):
                     if not path.is_file() or path.read_bytes() != data:
                         write_atomically(path, data)
             sweep_journals(below(root, self.root, self.ours) / "staging")
         self._older.clear()
+
+    def spoilt_records(self, manifest: Manifest) -> dict[str, str]:
+        """Records for a person without this program that would mislead: name -> why. A damaged manifest is told by manifest()."""
+        return spoilt_records(self.folder_of(manifest.model, manifest.commit), manifest, self._parity_files(manifest))
 
     def _with_what_is_there(self, manifest: Manifest) -> Manifest:
         try:
@@ -152,7 +156,7 @@ class MountReplica(FolderCopy):
         """What is recorded of a snapshot's parity; None where it has none. :raises BadRecord:"""
         path = self.folder_of(model, commit) / PARITY / MANIFEST
         try:
-            held = Manifest.parse(path.read_bytes(), path)
+            held = Manifest.parse(read_regular(path), path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -172,11 +176,16 @@ class MountReplica(FolderCopy):
         """Whether each of *entries* is there as a regular file of its size."""
         return bool(FolderCopy.stats(self, manifest, entries))
 
-    def _parity_files(self, manifest: Manifest) -> list[str]:
+    def has_some(self, manifest: Manifest) -> bool:
+        """Whether any file of the snapshot is there, its records aside."""
+        return any(self.path_of(manifest, entry.path).exists() for entry in manifest.files)
+
+    def _parity_files(self, manifest: Manifest) -> list[str] | None:
+        """The files to hand to par2; None where the record of them is damaged."""
         try:
             held = self.parity(manifest.model, manifest.commit)
         except BadRecord:
-            return []
+            return None
         return [entry.path for entry in held.files if ".vol" not in entry.path] if held is not None else []
 
     # --- what older snapshots have already

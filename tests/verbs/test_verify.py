@@ -127,6 +127,14 @@ def test_a_damaged_manifest_is_noticed_and_the_files_are_judged_by_the_lock(held
     assert set(manifest.read_bytes().split(b'"pieces"')[1].split()) == set(whole.split(b'"pieces"')[1].split())
 
 
+def test_a_file_that_only_the_lock_records_is_no_stray(world: World) -> None:
+    world.configure()
+    world.config.write_text(world.config.read_text().replace('dir = "."', 'dir = "own"'))
+    assert world.run("download").code == 0
+    shutil.rmtree(world.models / ".steelyard" / "manifests")
+    assert [row["verdict"] for row in world.run("verify").rows] == ["ok"]
+
+
 def test_without_any_record_of_pieces_the_whole_is_judged_by_the_published_digest(held: World) -> None:
     shutil.rmtree(held.models / ".steelyard" / "manifests")
     held.flip(held.weights, 7)
@@ -159,6 +167,56 @@ def test_a_stray_file_in_a_replica_is_told_and_is_no_failure(held: World) -> Non
     (snapshot / "notes.txt").write_text("mine")
     done = held.run("verify", "--copy", "usb")
     assert (done.code, done.of("notes.txt")["verdict"]) == (0, "stray")
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "RESTORE.txt"])
+def test_a_record_for_people_that_would_mislead_them_is_told_and_written_anew(held: World, name: str) -> None:
+    """A wrong SHA256SUMS calls good files bad on the day when there is nothing but `sha256sum -c`."""
+    held.run("backup")
+    (snapshot,) = (held.usb / "mvdream").iterdir()
+    right = (snapshot / name).read_bytes()
+    held.flip(snapshot / name, 20)
+    done = held.run("verify", "--copy", "usb")
+    assert (done.code, done.of(name)["verdict"], done.of(FILE)["verdict"]) == (1, "corrupt", "ok")
+    assert held.run("repair", "--copy", "usb").code == 0
+    assert (snapshot / name).read_bytes() == right
+    (snapshot / name).unlink()
+    assert held.run("verify", "--copy", "usb").of(name)["verdict"] == "missing"
+    assert held.run("backup").code == 0
+    assert held.run("verify", "--copy", "usb").code == 0
+
+
+def test_a_drive_mounted_elsewhere_has_no_wrong_record_for_that(held: World) -> None:
+    held.run("backup")
+    moved = held.usb.rename(held.home / "elsewhere")
+    held.config.write_text(held.config.read_text().replace(str(held.usb), str(moved)))
+    assert held.run("verify", "--copy", "usb").code == 0
+
+
+def test_a_snapshot_that_lost_its_manifest_has_its_files_judged_all_the_same(held: World) -> None:
+    held.run("backup")
+    (snapshot,) = (held.usb / "mvdream").iterdir()
+    (snapshot / "manifest.json").unlink()
+    done = held.run("verify", "--copy", "usb")
+    assert (done.code, done.of("manifest.json")["verdict"], done.of(FILE)["verdict"]) == (1, "missing", "ok")
+    assert held.run("repair", "--copy", "usb").code == 0 == held.run("verify", "--copy", "usb").code
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_a_pipe_or_a_device_under_a_records_name_is_not_waited_for(held: World, kind: str) -> None:
+    held.run("backup")
+    (snapshot,) = (held.usb / "mvdream").iterdir()
+    (ours,) = held.models.glob(".steelyard/manifests/mvdream/*.json")
+    for path in (snapshot / "manifest.json", snapshot / "SHA256SUMS", ours, held.models / "model_info.json"):
+        path.unlink()
+        if kind == "fifo":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+    assert held.run("verify", "--copy", "all", timeout=60).code == 1
+    assert held.run("backup", timeout=60).code == 0
+    assert held.run("repair", "--copy", "all", timeout=60).code == 0
+    assert held.run("verify", "--copy", "all").code == 0
 
 
 def test_a_replica_whose_manifest_contradicts_the_lock_is_not_believed(held: World) -> None:
