@@ -21,7 +21,7 @@ from typing import IO, Self
 from steelyard.copies.base import Finding, ProvenReader, corrupt, piece_holds
 from steelyard.direct import aligned_buffer
 from steelyard.disk import errors_of, make_folder
-from steelyard.errors import Range, SteelyardError, Stopped
+from steelyard.errors import Range, SteelyardError, Stopped, Unreadable
 from steelyard.manifest import FileEntry
 from steelyard.pieces import MIB, default_threads, in_threads
 from steelyard.quarantine import keep_ranges
@@ -188,7 +188,8 @@ def mend_in_place(
 
     Everything is fetched into a spool and the file-to-be proven by its SHA-256 before the first byte is written; the bad bytes are kept below
     *ours*/quarantine. A kill in the middle leaves pieces that verify calls bad, and the next repair goes on.
-    :raises Rotten: when a piece is good nowhere; the file is as it was. :raises Corrupt: when the pieces don't make up the SHA-256, or don't stay.
+    :raises Rotten: when a piece is good nowhere; the file is as it was. :raises Corrupt: when the pieces don't make up the SHA-256.
+    :raises Unreadable: when the medium gives an error, or does not give back what was written.
     """
     bad = [i for i, (start, end) in enumerate(entry.ranges) if any(start < hi and lo < end for lo, hi in finding.bad_ranges)]
     with errors_of(ours), tempfile.TemporaryFile(dir=make_folder(ours / "staging")) as spool, LocalFile(path) as source:
@@ -208,7 +209,8 @@ def mend_in_place(
     with LocalFile(path) as source:
         still = [entry.ranges[index] for index in bad if not piece_holds(source, entry, index)]
         if still or source.size_bytes != entry.size_bytes:
-            raise corrupt(path, still, "the drive does not give back what was written; the medium is failing")
+            why = "the drive does not give back what was written; the medium is failing"
+            raise Unreadable(path=str(path), why=why, ranges=tuple(still))
     return moved
 
 

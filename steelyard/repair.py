@@ -282,12 +282,12 @@ def mend_file(
     parity = None if dry_run else parity_source(site, [name, *here], manifest, entry)
     if parity is not None:
         sources["parity"] = parity
-    reader = ProvenReader(entry, sources, pieces_are_trusted=trusted)
+    reader = ProvenReader(entry, sources, pieces_are_trusted=trusted, mended=name)
     try:
         if dry_run:
             return _price(where, manifest, entry, finding, reader)
-        if finding.verdict == "unreadable" or finding.verdict == "missing":
-            # A partial or the readable pieces of the file itself are nearer than any other copy.
+        if finding.verdict in {"unreadable", "missing"} or (isinstance(where, FolderCopy) and finding.proof != "presence"):
+            # A partial or the good pieces of the file itself are nearer than any other copy; not where its name leads elsewhere.
             with contextlib.suppress(SteelyardError):
                 reader.candidates = {name: where.open(manifest, entry), **sources}
         # Only a folder's mending can use a SHA-256 that runs already.

@@ -82,6 +82,8 @@ class ProvenReader:
     """False where the piece digests come from a replica's manifest: whoever writes then proves the whole SHA-256 before publishing."""
     together: Sequence[str] = ()
     """Candidates on separate devices: each thread begins with another of them, so that all are read at once and the faster one gives more."""
+    mended: str = ""
+    """The copy whose file is being mended, where it is a candidate itself: a bad place in it says nothing about its other pieces."""
     used_bytes: dict[str, int] = field(default_factory=dict)
     _turns: dict[int, int] = field(default_factory=dict, repr=False)
     _failed: set[str] = field(default_factory=set, repr=False)
@@ -108,7 +110,8 @@ class ProvenReader:
                 if error.exit_code == 130:
                     raise
                 errors.append(error)
-                self._failed.add(name)
+                if name != self.mended:
+                    self._failed.add(name)
         raise Rotten((start, end), list(self.candidates), errors)
 
     def _order(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat as stat_bits
 from abc import ABC, abstractmethod
@@ -23,6 +24,8 @@ from steelyard.source import LocalFile
 from steelyard.staging import Partial, reserved_bytes
 
 __all__ = ["FolderCopy", "below", "stat_of"]
+
+log = logging.getLogger("steelyard")
 
 
 class FolderCopy(ABC):
@@ -195,14 +198,23 @@ class FolderCopy(ABC):
     # --- mend
 
     def mend(self, manifest: Manifest, entry: FileEntry, finding: Finding, reader: ProvenReader, running: RunningSha | None = None) -> int:
-        """As the protocol has it. *running* is the file's SHA-256 that was begun beside the judging, where the caller has one."""
+        """As the protocol has it. *running* is the file's SHA-256 that was begun beside the judging, where the caller has one.
+
+        A file whose bad bytes can't be written over (behind a second name, on a medium that fails there) is made anew beside it, from its own good
+        pieces as far as *reader* has it among its candidates; the old one then goes to quarantine, and holds the bad sectors.
+        """
         with self.held() as root:
             path = below(root, self.root, self.path_of(manifest, entry.path))
-            if finding.verdict == "missing" or not _mendable_in_place(path):
-                before = sum(reader.used_bytes.values())
-                self.bring(manifest, entry, reader)
-                return sum(reader.used_bytes.values()) - before
-            return mend_in_place(path, below(root, self.root, self.ours), entry, finding, reader, running)
+            if finding.verdict != "missing" and _mendable_in_place(path):
+                try:
+                    return mend_in_place(path, below(root, self.root, self.ours), entry, finding, reader, running)
+                except Unreadable as error:
+                    log.warning(
+                        "%s can't be mended where it lies (%s): it is made anew", self.where(manifest, entry.path), error.facts.get("why")
+                    )
+            before = dict(reader.used_bytes)
+            self.bring(manifest, entry, reader)
+            return sum(used - before.get(name, 0) for name, used in reader.used_bytes.items() if name != self.name)
 
     @abstractmethod
     def commits(self, model: str) -> list[str]: ...

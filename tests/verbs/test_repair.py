@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,10 @@ import pytest
 from steelyard.copies.base import Look, ProvenReader
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.pieces import Arrival
+from steelyard.repair import repair
 from steelyard.restore import Folder
 from steelyard.source import LocalFile
+from steelyard.verify import verify
 from tests.conftest import FILE, World
 
 PIECE = 8 << 20
@@ -200,9 +204,29 @@ def test_bytes_behind_a_second_name_are_not_changed_in_place(held: World) -> Non
     os.link(held.weights, other)
     held.flip(held.weights, 5)
     spoilt = sha256(other)
-    assert held.run("repair").code == 0
+    row = held.run("repair").of(FILE)
+    assert (row["action"], row["bytes_moved"], row["sources"]) == ("repaired", PIECE, ["hub-cache"]), "the good pieces are its own"
     assert held.run("verify").code == 0
     assert sha256(other) == spoilt
+
+
+def test_a_sector_that_stays_unreadable_is_left_to_the_old_file_and_costs_one_piece(held: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be written over where it lies is made anew beside it; quarantine then holds the bad sector, so that nothing else gets it."""
+    right, inode, read = sha256(held.weights), held.weights.stat().st_ino, os.preadv
+
+    def failing(fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        if os.fstat(fd).st_ino == inode and offset < PIECE + 8192 and offset + sum(map(len, buffers)) > PIECE + 4096:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    assert verify(held.site()).rows[0].facts["bad_ranges"] == [[PIECE, 2 * PIECE]]
+    report = repair(held.site())
+    facts = report.rows[0].facts
+    assert (report.exit_code, facts["action"], facts["bytes_moved"], facts["sources"]) == (0, "repaired", PIECE, ["hub-cache"])
+    assert sha256(held.weights) == right
+    assert inode in {path.stat().st_ino for path in (held.models / ".steelyard" / "quarantine").glob(f"*/{FILE}")}
+    assert verify(held.site()).ok
 
 
 @pytest.mark.parametrize("seed", range(5))
