@@ -48,6 +48,11 @@ def carry_group(site: Site, replica: Copy, manifest: Manifest, entries: Sequence
     readers: list[ProvenReader] = []
     try:
         for entry in entries:
+            # Every piece of a file that grew, or of one behind a link, may be right: verify calls it bad all the same, and so does a backup.
+            seen = site.store.judge(manifest, entry, Look("quick"))
+            if seen.verdict == "corrupt":
+                done.append(_told(site, manifest, entry, seen.bad_ranges, replica, seen))
+                continue
             try:
                 readers.append(ProvenReader(entry, {"store": site.store.open(manifest, entry)}))
             except SteelyardError as error:
@@ -77,8 +82,11 @@ def _bring(replica: Copy, manifest: Manifest, reader: ProvenReader) -> Brought |
 def _refused(site: Site, replica: Copy, manifest: Manifest, entry: FileEntry, found: Rotten) -> Carried:
     """Look at the whole source file: the report names every bad range, not only the first that was met."""
     finding = site.store.judge(manifest, entry, Look())
+    return _told(site, manifest, entry, merge_ranges([*finding.bad_ranges, found.where]), replica, finding)
+
+
+def _told(site: Site, manifest: Manifest, entry: FileEntry, ranges: Sequence[Range], replica: Copy, finding: Finding) -> Carried:
     site.history.record("store", manifest.model, manifest.commit, entry.path, finding)
-    ranges = merge_ranges([*finding.bad_ranges, found.where])
     log.error("%s · %s is %s in the store; nothing was carried to %s", manifest.model, entry.path, finding.verdict, replica.name)
     return Carried(entry.path, "refused", error=rotten(site, manifest, entry, ranges, replica.name, finding))
 

@@ -168,6 +168,20 @@ def test_a_source_that_rotted_below_the_file_system_never_reaches_a_replica(
     assert world.run("backup").code == 0
 
 
+@pytest.mark.parametrize("how", ["grown", "behind a link"])
+def test_a_source_that_is_not_as_it_should_be_is_refused_even_where_its_pieces_are_right(held: World, how: str) -> None:
+    """What verify calls corrupt is not passed over because a copy of it would be right."""
+    if how == "grown":
+        with held.weights.open("ab") as file:
+            file.write(b"more")
+    else:
+        held.weights.rename(held.home / "elsewhere.pt")
+        held.weights.symlink_to(held.home / "elsewhere.pt")
+    done = held.run("backup")
+    assert (done.code, done.rows[0]["action"], done.errors[0]["code"]) == (1, "refused", "source-corrupt")
+    assert list(held.usb.rglob("*.pt")) == []
+
+
 def test_many_small_files_go_together_and_a_rotten_one_stops_none_of_the_others(world: World, hub: LoopbackHub) -> None:
     from steelyard.download import download
 
