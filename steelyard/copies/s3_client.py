@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import threading
 from collections import Counter
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -82,6 +84,11 @@ class Bucket:
         if self.hours is not None and not self.hours.is_open(datetime.now()):
             raise OutsideHours(why=f"{self.who}: its hours ({self.hours}) have ended; the next round goes on from here")
 
+    def asked(self, operation: str) -> None:
+        """One more request was made."""
+        with self._lock:
+            self.requests[operation] += 1
+
     def came(self, count: int) -> None:
         """*count* more bytes of an object were read."""
         with self._lock:
@@ -107,8 +114,7 @@ class Bucket:
         tries = 0
         while True:
             watch.check()
-            with self._lock:
-                self.requests[operation] += 1
+            self.asked(operation)
             try:
                 with self.errors(expect):
                     tries += 1
@@ -162,6 +168,7 @@ class Bucket:
         from botocore.config import Config
 
         from steelyard import __version__
+        from steelyard.copies.s3_ranges import remember_requests
 
         settings = self.settings
         core = botocore.session.get_session()
@@ -190,21 +197,22 @@ class Bucket:
                 read_timeout=SILENCE_S,
                 max_pool_connections=settings.connections + 2,
                 tcp_keepalive=True,
-                user_agent_extra=f"steelyard/{__version__}",
+                # botocore's own is put together anew for each request, which takes longer than to sign it.
+                user_agent=f"Boto3/{boto3.__version__} Botocore/{botocore.__version__} steelyard/{__version__}",
             ),
         )
         _plain_bodies(client)
+        remember_requests(client)
         return client
 
 
 def _timestamp(value: str) -> datetime:
-    """The time in an answer. botocore has dateutil guess at each, which is most of the reading of a long listing; stores write ISO 8601."""
+    """The time in an answer. botocore has dateutil guess at each, which is most of the reading of a long listing; stores write ISO 8601, or HTTP's."""
     from botocore.utils import parse_timestamp
 
-    try:
-        found = datetime.fromisoformat(str(value))
-    except ValueError:
-        found = None
+    text, found = str(value), None
+    with contextlib.suppress(ValueError):
+        found = parsedate_to_datetime(text) if text.endswith("GMT") else datetime.fromisoformat(text)
     if found is not None and found.tzinfo is not None:
         return found
     guessed: datetime = parse_timestamp(value)

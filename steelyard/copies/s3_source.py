@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,6 +10,7 @@ from blake3 import blake3
 from steelyard.copies.s3_client import Bucket
 from steelyard.copies.s3_errors import Told
 from steelyard.copies.s3_objects import Seen
+from steelyard.copies.s3_ranges import Ranges
 from steelyard.errors import BadAnswer, Gone, Missing, SteelyardError, Unreachable
 from steelyard.manifest import FileEntry
 from steelyard.pace import Throttle
@@ -57,6 +57,10 @@ class S3Source:
         self._watch = watch or current_watch()
         self._asleep = asleep
         self._throttle = throttle
+        condition: dict[str, Any] = {"IfMatch": f'"{seen.etag}"'} if seen.etag else {}
+        if seen.version:
+            condition["VersionId"] = seen.version
+        self._ranges = Ranges(bucket, {"Key": seen.key, **condition})
         self._piece_at: dict[int, tuple[int, str]] = {}
         if entry is not None:
             self._piece_at = {start: (end, piece) for (start, end), piece in zip(entry.ranges, entry.pieces, strict=True)}
@@ -110,33 +114,19 @@ class S3Source:
     def _some(self, offset: int, view: memoryview, done: int, patience: Patience, digest: blake3) -> int:
         """Read on from *done* as far as one answer goes. :raises Unreachable: when it breaks off; what came before counts."""
         first, last = offset + done, offset + len(view) - 1
-        condition: dict[str, Any] = {"IfMatch": f'"{self.seen.etag}"'} if self.seen.etag else {}
-        if self.seen.version:
-            condition["VersionId"] = self.seen.version
         try:
-            answer = self.bucket.call(
-                "get_object",
-                expect={"missing", "conflict", "range", "archived"},
-                watch=self._watch,
-                patience_s=self._patience_s,
-                Key=self.seen.key,
-                Range=f"bytes={first}-{last}",
-                **condition,
-            )
+            answer, sent = self._ranges.ask(first, last, self._watch, self._patience_s)
         except Told as told:
             raise self._refused(told) from told
-        begins = str(answer.get("ContentRange", "")).removeprefix("bytes ").partition("-")[0]
+        begins = sent.removeprefix("bytes ").partition("-")[0]
         if begins != str(first):
-            answer["Body"].close()
-            raise BadAnswer(
-                who=self.bucket.who, why=f"asked for bytes from {first} on it sent another range ({answer.get('ContentRange', 'none')})"
-            )
-        # botocore's body makes a fresh object of every chunk; the answer below it is read straight into the buffer.
-        body, at = Stream(answer["Body"]._raw_stream, first, last + 1), done
+            answer.close()
+            raise BadAnswer(who=self.bucket.who, why=f"asked for bytes from {first} on it sent another range ({sent or 'none'})")
+        body, at = Stream(answer, first, last + 1), done
         try:
             while at < len(view):
                 self._watch.check()
-                got, trouble = _fill(body, view[at : at + READ_BYTES])
+                got, trouble = body.fill(view[at : at + READ_BYTES], MOMENT_S)
                 if got:
                     digest.update(view[at : at + got])
                     at += got
@@ -173,20 +163,6 @@ class S3Source:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _fill(body: Stream, view: memoryview) -> tuple[int, Trouble | None]:
-    """How much came into *view*, all of it or what came in a moment, and what ended it.
-
-    TLS hands out 16 KiB at a time; whatever is done for each of these is done 65,000 times a GiB.
-    """
-    filled, until = 0, time.monotonic() + MOMENT_S
-    try:
-        while filled < len(view) and (not filled or time.monotonic() < until):
-            filled += body.readinto(view[filled:])
-    except Trouble as trouble:
-        return filled, trouble
-    return filled, None
 
 
 def archive_hint(source: S3Source) -> str:
