@@ -27,7 +27,7 @@ from steelyard.report import Report, Row
 from steelyard.site import Site
 from steelyard.space import Need, check_room
 from steelyard.steps import Run, run_here
-from steelyard.traffic import closed, keep_to_hours, plan_traffic, shapes
+from steelyard.traffic import bucket_of, closed, keep_to_hours, plan_traffic, shapes
 from steelyard.watch import current_watch
 
 log = logging.getLogger("steelyard")
@@ -145,6 +145,8 @@ def _to_replica(
 def _plan(site: Site, model: str, replica: Copy, run: Run) -> Plan:
     """Reads only. :raises Missing: when the store is not complete. :raises NoSpace:"""
     locked = site.locked_model(model)
+    if locked is not None and (bucket := bucket_of(site, replica.name)) is not None:
+        bucket.foresee(model, locked.commit, len(locked.files))
     manifest = site.manifest(model, locked.commit) if locked else None
     if locked is None or manifest is None or not manifest.files:
         raise Missing(path=model, hint=f"nothing is held of it yet; run: steelyard download {model}")

@@ -19,6 +19,11 @@ OURS = ".steelyard"
 """The folder of our own records, below every root we write to; no name from outside may lie in it."""
 
 
+def is_plain(name: str) -> bool:
+    """Whether check_name() would take *name* as it stands, told at once; False: it has to look closer."""
+    return _PLAIN.fullmatch(name) is not None
+
+
 def check_name(name: str, root: object = "the folder") -> PurePosixPath:
     """Return *name* as a relative path when it can be nothing but a file below its root.
 

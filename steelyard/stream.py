@@ -65,7 +65,7 @@ class Stream:
                 return 0, trouble
         view = buffer[: self.end - self.at]
         filled, want, now = 0, len(view), time.monotonic()
-        until, trouble = now + moment_s, None
+        until, ended = now + moment_s, None
         try:
             with troubles():
                 while filled < want and (not filled or now < until):
@@ -75,9 +75,9 @@ class Stream:
                     filled += got
                     now = time.monotonic()
             self._came(filled, now)
-        except Trouble as error:
-            trouble = error
-        return filled, trouble
+        except Trouble as trouble:
+            ended = trouble
+        return filled, ended
 
     def _first(self, view: memoryview) -> int:
         """Read by way of http.client's buffer until what came with the headers is out of it; then there is nothing between us and the socket."""

@@ -98,6 +98,11 @@ class S3Replica:
 
     # --- judge
 
+    def foresee(self, model: str, commit: str, files: int) -> None:
+        """A snapshot of so many *files* will be looked at soon: its listing can come while other things are read."""
+        if files >= SWEEP_FROM_FILES:
+            self._listings.foresee(model, commit)
+
     def judge(self, manifest: Manifest, entry: FileEntry, look: Look, recorded: Finding | None = None) -> Finding:
         """As in base.Copy; see Looker.judge."""
         return self.looker.judge(manifest, entry, look, recorded)

@@ -168,6 +168,7 @@ class Bucket:
         from botocore.config import Config
 
         from steelyard import __version__
+        from steelyard.copies.s3_pages import read_pages
         from steelyard.copies.s3_ranges import remember_requests
 
         settings = self.settings
@@ -203,6 +204,7 @@ class Bucket:
         )
         _plain_bodies(client)
         remember_requests(client)
+        read_pages(client)
         return client
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from steelyard.copies.s3_client import Bucket
+from steelyard.copies.s3_errors import Told
 from steelyard.copies.s3_objects import Layout, Seen, head, listing
 from steelyard.disk import errors_of, make_folder
+from steelyard.errors import SteelyardError
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import slug
 
@@ -18,6 +22,10 @@ SWEEP_FROM_FILES = 16
 """From this many files on, a snapshot is looked at by ListObjects pages instead of a HEAD for each file."""
 LISTING_S = 30.0
 """How long a listing is good for [s]."""
+
+
+Taken = tuple[float, dict[str, tuple[int, str]]]
+"""A listing and when it was begun (monotonic): path -> (size, ETag)."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +92,40 @@ class Listings:
         self._bucket = bucket
         self._layout = layout
         self._lock = threading.Lock()
-        self._taken: dict[tuple[str, str], tuple[float, dict[str, tuple[int, str]]]] = {}
+        self._taken: dict[tuple[str, str], Taken] = {}
+        self._coming: dict[tuple[str, str], tuple[threading.Thread, list[Taken]]] = {}
+
+    def foresee(self, model: str, commit: str) -> None:
+        """Begin to list a snapshot that of() will soon be asked for; what goes wrong with it is of()'s to find out."""
+        name, context = (model, commit), copy_context()
+        came: list[Taken] = []
+
+        def take() -> None:
+            with contextlib.suppress(SteelyardError, Told):
+                came.append(context.run(self._take, name))
+
+        thread = threading.Thread(target=take, name="listing", daemon=True)
+        with self._lock:
+            if name not in self._coming:
+                self._coming[name] = (thread, came)
+                thread.start()
 
     def of(self, manifest: Manifest, *, fresh: bool = False) -> dict[str, tuple[int, str]]:
         """A listing at most LISTING_S old, or a *fresh* one; not to be changed."""
         name = (manifest.model, manifest.commit)
         with self._lock:
+            if (coming := self._coming.pop(name, None)) is not None:
+                coming[0].join()
+                for taken in coming[1]:
+                    self._taken[name] = taken
             taken_at, found = self._taken.get(name, (0.0, {}))
             if fresh or not taken_at or time.monotonic() - taken_at > LISTING_S:
-                folder = self._layout.folder(*name)
-                taken_at = time.monotonic()
-                found = {key.removeprefix(folder): (size, etag) for key, size, etag in listing(self._bucket, folder)}
-                self._taken[name] = (taken_at, found)
+                _, found = self._taken[name] = self._take(name)
             return found
+
+    def _take(self, name: tuple[str, str]) -> Taken:
+        folder, taken_at = self._layout.folder(*name), time.monotonic()
+        return taken_at, {key.removeprefix(folder): (size, etag) for key, size, etag in listing(self._bucket, folder)}
 
     def stat(self, manifest: Manifest, entry: FileEntry) -> tuple[int, str] | None:
         """(size, stat) of a file, None when it is not there: from a listing where the snapshot has many files, else by HEAD."""

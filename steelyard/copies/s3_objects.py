@@ -10,8 +10,9 @@ from typing import Any
 
 from steelyard.copies.s3_client import Bucket
 from steelyard.copies.s3_errors import Told
+from steelyard.copies.s3_pages import OBJECTS
 from steelyard.manifest import Manifest
-from steelyard.names import OURS, check_name
+from steelyard.names import OURS, check_name, is_plain
 from steelyard.watch import Watch
 
 
@@ -102,6 +103,7 @@ def listing(bucket: Bucket, prefix: str, *, delimiter: str = "") -> Iterator[tup
         answer = bucket.call("list_objects_v2", Prefix=prefix, **more)
         for one in answer.get("CommonPrefixes", ()):
             yield one["Prefix"], -1, ""
+        yield from answer.get(OBJECTS, ())
         for one in answer.get("Contents", ()):
             yield one["Key"], int(one["Size"]), str(one.get("ETag", "")).strip('"')
         token = answer.get("NextContinuationToken")
@@ -127,7 +129,9 @@ class Layout:
         return self._join(check_part(model), check_part(commit), "")
 
     def key(self, manifest: Manifest, path: str) -> str:
-        return self.folder(manifest.model, manifest.commit) + str(check_name(path, "the snapshot"))
+        if not is_plain(path):
+            check_name(path, "the snapshot")
+        return self.folder(manifest.model, manifest.commit) + path
 
     def url(self, key: str) -> str:
         return f"s3://{self.bucket}/{key}"
