@@ -18,6 +18,7 @@ from steelyard.copies.base import Finding
 from steelyard.disk import device_of, existing_parent, gb, make_folder, mount_at, probe_write, write_atomically
 from steelyard.errors import BadRecord, Missing, MountAbsent, Refused, SteelyardError, UsageError
 from steelyard.former import formers, mark, write_former
+from steelyard.fstab import FSTAB, not_mounted
 from steelyard.history import History
 from steelyard.hubcache import HubCache
 from steelyard.manifest import seal, unseal
@@ -34,7 +35,6 @@ from steelyard.watch import current_watch
 
 log = logging.getLogger("steelyard")
 
-FSTAB = Path("/etc/fstab")
 MOVING = "moving.json"
 """Marks a folder as the destination of a move that has not ended: what lies there is ours to go on with."""
 
@@ -98,21 +98,12 @@ def _refuse_places(old: Path, to: Path, link: bool) -> None:
         raise Refused(why=f"{to} is a file", hint="name a folder that is empty or not there yet")
     if link and mount_at(old) is not None:
         raise Refused(why=f"{old} is a mount point and can't become a link", hint="leave --link away: the config then names the new place")
-    for point in _fstab_points():
-        if to.is_relative_to(point) and mount_at(point) is None:
-            raise MountAbsent(why=f"nothing is mounted at {point}, which {FSTAB} names: {to} would lie on the drive below it")
+    if point := not_mounted(to):
+        raise MountAbsent(why=f"nothing is mounted at {point}, which {FSTAB} names: {to} would lie on the drive below it")
     found = {path.name for path in to.iterdir()} - {"lost+found"} if to.is_dir() else set()
     if found and not _is_ours(to, here):
         hint = "name a folder that is empty or not there yet; steelyard adopt takes over weights that lie about"
         raise Refused(why=f"{to} holds {sorted(found)[0]} and is not empty", hint=hint)
-
-
-def _fstab_points() -> list[Path]:
-    try:
-        lines = [line.split() for line in FSTAB.read_text(encoding="utf-8", errors="replace").splitlines() if not line.startswith("#")]
-    except OSError:
-        return []
-    return [Path(fields[1]) for fields in lines if len(fields) > 1 and fields[1].startswith("/") and fields[1] != "/"]
 
 
 def _is_ours(to: Path, here: Path) -> bool:

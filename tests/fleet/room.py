@@ -226,7 +226,9 @@ def fleet(home: Path, config: Path, *, servers: int = 2, workers: int = 3, limit
         logs = home / "logs"
         logs.mkdir(parents=True)
         database = stack.enter_context(postgres())
-        environment = {name: value for name, value in clean_environment().items() if not name.startswith("XDG_")}
+        # As installed programs run, with their bytecode at hand: to compile our own modules for each run was a seventh of what a run takes.
+        not_taken = ("XDG_", "PYTHONDONTWRITEBYTECODE")
+        environment = {name: value for name, value in clean_environment().items() if not name.startswith(not_taken)}
         environment |= {
             "HOME": str(home),
             "PREFECT_HOME": str(home / "prefect"),

@@ -199,11 +199,12 @@ def test_what_can_not_be_is_refused_before_anything_is_written(
     assert load_config(held.config).store.models == held.models
     assert [path.name for path in taken.iterdir()] == ["theirs"] and not (small.point / "m").exists()
 
+    from steelyard import fstab as table
     from steelyard import move
 
     fstab = tmp_path / "fstab"
     fstab.write_text(f"# drives\nUUID=1 / ext4 defaults 0 1\nUUID=2 {tmp_path}/absent ext4 nofail 0 2\n")
-    monkeypatch.setattr(move, "FSTAB", fstab)
+    monkeypatch.setattr(table, "FSTAB", fstab)
     report = move.move(held.site(), tmp_path / "absent" / "weights")
     assert (report.exit_code, report.errors[0].code) == (3, "mount-absent")
 
