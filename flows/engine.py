@@ -22,6 +22,8 @@ from steelyard.report import Report, summary
 from steelyard.verbs import VERBS, Call, run_locally
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from prefect import Flow, State
 
     from flows.options import Options
@@ -46,6 +48,7 @@ FLOWS = {
     "keep": "flows.keep_models:keep_models",
 }
 """Verb -> its flow. Named, not imported: Prefect takes seconds to load."""
+STOPPED = "Stopped by hand; the next run goes on from here."
 
 MOST_TAGS = 12
 
@@ -55,50 +58,69 @@ class _Outcome:
     """What became of the verb; the flow's body fills it in, whoever started the flow may read it."""
 
     report: Report | None = None
+    begun: bool = False
 
 
 _outcome: ContextVar[_Outcome | None] = ContextVar("steelyard_outcome", default=None)
 
 
 def run_as_flow(call: Call) -> Report:
-    """Run the verb as a flow run in this process. Where a Prefect API is configured but away, say so and run it without."""
+    """Run the verb as a flow run in this process. Where Prefect's API is away, or can't begin a run, say so and run it without."""
     if call.verb not in FLOWS:
         return run_locally(call)
     # A slip of the finger is told at once, and is no run in anyone's history.
     load_config(call.config).chosen([*call.params.get("models", ()), *filter(None, [call.params.get("model")])])
-    api_url = orchestrator.api_url()
-    if api_url:
+    if api_url := _find_api():
         if not answers(api_url):
             log.warning("the Prefect API at %s does not answer: running without it, nothing will show there", api_url)
             return _without_prefect(call)
-        os.environ["PREFECT_API_URL"] = api_url
     else:
-        # Prefect starts a server of its own for this one run; its first start takes longer than Prefect's own 20 s allow.
-        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-        os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true")
         log.info("no Prefect API is configured: starting one for this run, which takes some seconds")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
     from prefect.exceptions import TerminationSignal
 
     flow, options = flow_of(call)
     outcome = _Outcome()
     token = _outcome.set(outcome)
+    ended: State[Any] | Exception
     try:
-        state = flow(options, return_state=True)
+        ended = flow(options, return_state=True)
     except TerminationSignal as error:
         raise Stopped() from error
-    except Exception as error:
-        if outcome.report is None:
-            raise
-        log.warning("the work is done, but Prefect could not record its end: %s", type(error).__name__)
+    except Exception as error:  # noqa: BLE001 (raised below, unless it is Prefect's own trouble)
+        ended = error
     finally:
         _outcome.reset(token)
-    if outcome.report is None:
-        if not state.is_cancelled():
-            state.result(raise_on_failure=True)
+    if outcome.report is not None:
+        if isinstance(ended, Exception):
+            log.warning("the work is done, but Prefect could not record its end: %s", type(ended).__name__)
+        return outcome.report
+    if not isinstance(ended, Exception) and ended.is_cancelled():
         raise Stopped()
-    return outcome.report
+    if not outcome.begun:
+        why = f"{type(ended).__name__}: {ended}" if isinstance(ended, Exception) else ended.message
+        log.warning("Prefect could not begin the run (%s): running without it", str(why)[:200])
+        return _without_prefect(call)
+    if isinstance(ended, Exception):
+        raise ended
+    ended.result(raise_on_failure=True)
+    raise Stopped()
+
+
+def _find_api() -> str | None:
+    """Where runs are to show; Prefect is told, and read again where `python -m flows.VERB` has loaded it already."""
+    api_url = orchestrator.api_url()
+    if api_url and os.environ.get("PREFECT_API_URL") != api_url:
+        os.environ["PREFECT_API_URL"] = api_url
+        if "prefect.context" in sys.modules:
+            from prefect.context import refresh_global_settings_context
+
+            refresh_global_settings_context()
+    if api_url is None:
+        from prefect.settings import get_current_settings
+
+        # `prefect config set PREFECT_API_URL=…`, in the profile that is active.
+        api_url = get_current_settings().api.url
+    return api_url
 
 
 def _without_prefect(call: Call) -> Report:
@@ -139,6 +161,7 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
     Errors that concern the whole call (config, usage) are a report too.
     """
     from prefect.context import FlowRunContext
+    from prefect.exceptions import TerminationSignal
     from prefect.states import Cancelled, Failed
 
     from flows.artifacts import keep_notes, keep_report, keep_state, tag_run
@@ -150,6 +173,8 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
 
     context = FlowRunContext.get()
     assert context is not None and context.flow is not None and context.flow_run is not None
+    outcome = _outcome.get() or _Outcome()
+    outcome.begun = True
     site: Site | None = None
     with logs_in_prefect(context.flow_run.id):
         try:
@@ -162,7 +187,10 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
                 report = remembered(opened, verb, lambda: work(opened))
         except (KeyboardInterrupt, Stopped):
             log.warning("stopped; the next run goes on from here")
-            return Cancelled(message="Stopped by hand; the next run goes on from here.")
+            return Cancelled(message=STOPPED)
+        except TerminationSignal:
+            _say_cancelled(context.flow_run.id)
+            raise
         except SteelyardError as error:
             report = Report(verb)
             report.errors.append(error)
@@ -170,14 +198,31 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
         except Exception as error:
             tell_crash(verb, options.title, error)
             raise
-        if (outcome := _outcome.get()) is not None:
-            outcome.report = report
+        outcome.report = report
         log.log(logging.INFO if report.ok else logging.ERROR, "%s", summary(report))
         tell(site, report, options.title)
         keep_notes(report)
         if keep_report(context.flow.name, report) and site is not None:
             keep_state(site)
     return report if report.ok else Failed(message=sentence(report))
+
+
+def _say_cancelled(run: UUID) -> None:
+    """Tell Prefect that a cancel is done: all is let go of here, and what is left is the end of this process.
+
+    The worker says so too, but only after it has waited for that and has started another process to look for hooks of ours: on a busy machine,
+    half a minute in which the UI shows a run that has long stopped. A signal that is no cancel (`up` ends) is left to Prefect.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelled
+
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(run).state
+            if state is not None and state.is_cancelling():
+                client.set_flow_run_state(run, Cancelled(message=STOPPED), force=True)
+    except Exception as error:  # noqa: BLE001 (the worker says it in the end)
+        log.warning("the cancel could not be acknowledged: %s", type(error).__name__)
 
 
 def _names_models(options: Options) -> bool:

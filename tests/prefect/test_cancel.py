@@ -36,6 +36,8 @@ def test_a_cancelled_download_is_resumed(api: Api, prefect_world: PrefectWorld) 
     until(lambda: world.hub.bytes_sent("cdn") > 4_000_000, 60, "some of the download")
     assert cancelled(api, ident) < WITHIN_S
     assert not world.weights.exists(), "nothing half-way stands under the final name"
+    said = [state["message"] for state in api.ask(f"/flow_run_states/?flow_run_id={ident}") if state["type"] == "CANCELLED"]
+    assert "the next run goes on from here" in str(said[0]), "by the run itself, and not only once its worker has seen it end"
     sent = world.hub.bytes_sent("cdn")
     time.sleep(1)
     assert world.hub.bytes_sent("cdn") - sent < 1_000_000, "the process is gone"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -190,6 +191,42 @@ def test_every_verb_is_a_flow_and_takes_what_the_command_line_gives() -> None:
         assert options.title
         with pytest.raises(ValueError, match="frozen"):
             options.config = Path("/elsewhere")
+
+
+def test_prefect_is_told_before_it_is_loaded_that_nobody_is_counted_and_how_long_a_first_start_takes() -> None:
+    code = (
+        "import flows.verify\nfrom prefect._internal.analytics import is_telemetry_enabled\nfrom prefect.settings import get_current_settings as now\n"
+        "print(is_telemetry_enabled(), now().server.analytics_enabled, now().server.ephemeral.startup_timeout_seconds)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "DO_NOT_TRACK"))}
+    environment |= {"HOME": "/nonexistent", "PREFECT_HOME": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "False", "120"], done.stderr
+
+
+@pytest.mark.parametrize("how", ["raises", "crashes"])
+def test_a_run_that_prefect_can_not_begin_is_done_without_it(
+    how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that answers and then is gone, or one of its own that does not start: a restore must work on that day too."""
+    from prefect.states import Crashed
+
+    from flows import engine
+    from steelyard.report import Report
+    from steelyard.verbs import Call
+
+    def flow(*_: object, **__: object) -> object:
+        if how == "raises":
+            raise RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server.")
+        return Crashed(message="no server")
+
+    done = Report("restore")
+    monkeypatch.setattr(engine, "load_config", lambda _: type("Config", (), {"chosen": lambda _, names: names})())
+    monkeypatch.setattr(engine, "_find_api", lambda: None)
+    monkeypatch.setattr(engine, "flow_of", lambda _: (flow, None))
+    monkeypatch.setattr(engine, "run_locally", lambda _: done)
+    assert engine.run_as_flow(Call("restore", None, {"model": "m"})) is done
+    assert "running without it" in caplog.text
 
 
 def test_names_of_models_reach_the_flow_one_by_one() -> None:

@@ -184,6 +184,16 @@ def test_a_command_finds_the_server_that_up_announced(api: Api, held: PrefectWor
     assert api.latest("verify-models")["name"] == "verify · all models in hub-cache"
 
 
+def test_a_flow_by_hand_finds_the_server_that_up_announced(api: Api, held: PrefectWorld, prefect_up: Up) -> None:
+    """`python -m flows.VERB` has loaded Prefect, and its settings, before anyone can look for a server."""
+    del held.environment["PREFECT_API_URL"]
+    held.environment["XDG_STATE_HOME"] = prefect_up.environment["XDG_STATE_HOME"]
+    before = len(api.by_hand("verify-models"))
+    done = held.module("verify", "--copy", "usb")
+    assert (done.code, "Starting temporary server" in done.stderr) == (1, False)
+    assert len(api.by_hand("verify-models")) == before + 1
+
+
 def test_here_keeps_a_command_out_of_prefect(api: Api, held: PrefectWorld) -> None:
     before = len(api.by_hand("verify-models"))
     assert held.run("verify", "--here").code == 0
