@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from deployments.up import HOME, POOL, PREFECT_YAML, is_loopback, surroundings
+from deployments.up import HOME, POOL, PREFECT_YAML, is_loopback, port_of, surroundings
 from steelyard.config import config_path
 from steelyard.errors import Refused, SteelyardError, UsageError
 from steelyard.terminal import show_error
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     server = commands.add_parser("server", help="run one of the servers")
     server.add_argument("--host", default=os.environ.get("PREFECT_SERVER_API_HOST") or "127.0.0.1")
-    server.add_argument("--port", type=int, default=int(os.environ.get("PREFECT_SERVER_API_PORT") or 4200))
+    server.add_argument("--port", default=os.environ.get("PREFECT_SERVER_API_PORT") or "4200")
     worker = commands.add_parser("worker", help="run a worker of a pool")
     worker.add_argument("--pool", type=_pool, default=POOL)
     worker.add_argument("--name", default=f"steelyard-{socket.gethostname()}")
@@ -149,9 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ.update(worker_environment())
             return apply(options.pool, options.type, options.at_once)
         if options.command == "server":
-            environment = server_environment(options.host, options.port)
+            port = port_of(options.port, "--port (or PREFECT_SERVER_API_PORT)")
+            environment = server_environment(options.host, port)
             # Not --no-services: any server may die, and schedules and automations go on.
-            command = [*prefect, "server", "start", "--host", options.host, "--port", str(options.port)]
+            command = [*prefect, "server", "start", "--host", options.host, "--port", str(port)]
         else:
             environment = worker_environment()
             command = [*prefect, "worker", "start", "--pool", options.pool, "--name", options.name, "--limit", str(options.limit)]

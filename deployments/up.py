@@ -28,7 +28,7 @@ from deployments.status_page import StatusPage
 from deployments.webhook import SECRET, secret_of
 from steelyard import orchestrator
 from steelyard.config import config_path, load_config
-from steelyard.errors import OtherSide, Refused, SteelyardError
+from steelyard.errors import OtherSide, Refused, SteelyardError, UsageError
 from steelyard.report import Report, Row
 from steelyard.terminal import show_error, show_json
 
@@ -61,23 +61,25 @@ class AlreadyUp(Refused):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="steelyard up", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--host", default=os.environ.get("PREFECT_SERVER_API_HOST") or "127.0.0.1")
-    parser.add_argument("--port", type=int, default=int(os.environ.get("PREFECT_SERVER_API_PORT") or 4200))
-    parser.add_argument("--status-port", type=int, help="the status page's port on the loopback; else the one after --port, else any")
+    parser.add_argument("--port", default=os.environ.get("PREFECT_SERVER_API_PORT") or "4200")
+    parser.add_argument("--status-port", help="the status page's port on the loopback; else the one after --port, else any")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout when all is up, or when it is refused")
     options = parser.parse_args(argv)
     try:
+        port = port_of(options.port, "--port (or PREFECT_SERVER_API_PORT)")
+        status_port = port_of(options.status_port, "--status-port") if options.status_port is not None else None
         with _only_one():
             hub = load_config(options.config).hub
-            _check_address(options.host, options.port)
+            _check_address(options.host, port)
             if hub.webhook_port is not None:
                 secret_of(os.environ)
                 _check_free(hub.webhook_host, hub.webhook_port, "set another [hub] webhook_port")
             return _run(
                 options.host,
-                options.port,
+                port,
                 config_path(options.config),
-                options.status_port,
+                status_port,
                 webhook=hub.webhook_port is not None,
                 wants_json=options.json,
             )
@@ -178,6 +180,13 @@ def _check_free(host: str, port: int, hint: str) -> None:
             probe.bind(address)
     except OSError as error:
         raise Refused(why=f"{host}:{port} can't be listened on: {error.strerror or error}", hint=hint) from error
+
+
+def port_of(text: str, name: str) -> int:
+    """:raises UsageError: when *text* is no port."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) <= 65_535):
+        raise UsageError(why=f"{name} is {text!r}, which is no port", hint="name one between 1 and 65535")
+    return int(text)
 
 
 def is_loopback(host: str) -> bool:

@@ -62,6 +62,23 @@ def test_a_port_that_is_taken_is_refused(tmp_path: Path, prefect_up: Up) -> None
     assert (code, said["errors"][0]["code"]) == (3, "refused")
 
 
+@pytest.mark.parametrize("port", ["0", "99999", "-1", "4200x", ""])
+def test_what_is_no_port_is_wrong_use(tmp_path: Path, port: str) -> None:
+    """By option and by environment; and with --json, as everywhere, it is a document."""
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "STEELYARD_CONFIG": str(tmp_path / "absent.toml")}
+    code, said = up_itself(environment, f"--port={port}")
+    assert (code, said["exit_code"], said["errors"][0]["code"]) == (2, 2, "usage")
+    code, said = up_itself({**environment, "PREFECT_SERVER_API_PORT": port})
+    assert (code, said["errors"][0]["code"]) == (2, "usage" if port else "config-missing")
+
+
+def up_itself(environment: dict[str, str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    """As the service starts it, without the command line's own look at the arguments."""
+    command = [sys.executable, "-m", "deployments.up", *arguments, "--json"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, json.loads(done.stdout)
+
+
 def test_up_needs_a_config(tmp_path: Path, prefect_up: Up) -> None:
     environment = {**prefect_up.environment, "XDG_STATE_HOME": str(tmp_path), "STEELYARD_CONFIG": str(tmp_path / "absent.toml")}
     code, said = up(environment)
