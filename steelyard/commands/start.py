@@ -30,12 +30,15 @@ def up(*, host: str | None = None, port: int | None = None, status_port: int | N
 
 
 @app.command
-def demo(*, keep: Path | None = None, common: Common = COMMON) -> Asked:
+def demo(*, keep: Path | None = None, hold: bool = False, common: Common = COMMON) -> Asked:
     """The whole job on embedded stand-ins: a Hub, an S3 server and a folder as the drive, all on the loopback.
 
     Parameters
     ----------
     keep
         Keep what the demo made in this folder, to look at.
+    hold
+        Keep the servers up at the end, the UI among them, until Ctrl-C.
     """
-    return Direct("demo", lambda: become("flows.demo", [*(["--keep", str(keep)] if keep else []), *passed_on(common)]))
+    arguments = [*(["--keep", str(keep)] if keep else []), *(["--hold"] if hold else []), *passed_on(common)]
+    return Direct("demo", lambda: become("flows.demo", arguments))

@@ -357,3 +357,28 @@ def test_the_service_starts_the_real_command_and_names_no_machine() -> None:
     assert start and start[1] == "%h/steelyard/.venv/bin/steelyard"
     assert start[2].startswith("up --config ")
     assert "/home/" not in text and "/root" not in text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "module", "arguments"),
+    [
+        (["demo", "--hold", "--keep", "x", "--json"], "flows.demo", ["--keep", "x", "--hold", "--json"]),
+        (
+            ["up", "--host", "::1", "--port", "0", "--status-port", "0"],
+            "deployments.up",
+            ["--host", "::1", "--port", "0", "--status-port", "0"],
+        ),
+    ],
+)
+def test_what_a_start_is_asked_reaches_the_program_that_it_becomes(
+    tokens: list[str], module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steelyard.commands import app, start
+    from steelyard.commands.base import Direct
+
+    became: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(start, "become", lambda module, arguments: became.append((module, arguments)))
+    asked = app(tokens, exit_on_error=False, print_error=False)
+    assert isinstance(asked, Direct)
+    asked.make()
+    assert became == [(module, arguments)]
