@@ -31,8 +31,19 @@ KINDS = {
     "Size": 'size, "15 GB"',
     "Duration": 'time, "30 days"',
     "AbsolutePath": "absolute path",
+    "MountPoint": "absolute path, or false",
+    "Percent": 'share, "5%"',
+    "Rate": 'rate, "5 MB/s"',
+    "UploadWindow": 'hours, "22:00-06:00"',
+    "Url": "address, https://…",
+    "Texts": "list of texts",
+    "Texts | dict[Sha256, Texts]": "list of texts, or such lists by SHA-256",
+    "tuple[AbsolutePath, ...]": "list of absolute paths",
+    "tuple[Url, ...]": "list of addresses",
+    "Money": "number, at least 0",
     "bool": "true or false",
     "int": "number",
+    "float": "number",
     "str": "text",
 }
 
@@ -67,7 +78,11 @@ def _exit_codes() -> str:
 
 
 def _config() -> str:
-    out = ["## Config\n", "Any key can come from the environment: `STEELYARD_STORE__MODELS` and so on; that wins over the file.\n"]
+    environment = (
+        "Any key can come from the environment: `STEELYARD_STORE__MODELS` and so on; that wins over the file. Lists are written as JSON there; "
+        "case, `-` and `.` of a name don't count (`STEELYARD_MODELS__MY_MODEL__REVISION` is `models.my-model.revision`).\n"
+    )
+    out = ["## Config\n", environment]
     for name, field in Config.model_fields.items():
         for model in _models_in(field.annotation):
             plain = get_origin(field.annotation) is not dict
@@ -122,19 +137,18 @@ def _annotations(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _kind(text: str) -> str:
-    if match := re.match(r"Annotated\[(\w+), Field\((.*)\)\]$", text):
+    text = text.removesuffix(" | None")
+    if match := re.match(r"Annotated\[(.+), (?:Field|AfterValidator|BeforeValidator)\((.*)\)\]$", text):
         limits = dict(re.findall(r"(\w+)=([^,]+)", match[2]))
         words = [f"at least {limits['ge']}"] if "ge" in limits else []
-        words += [f"at most {limits['le']}"] if "le" in limits else []
-        return ", ".join([KINDS.get(match[1], match[1]), *words])
+        words += [f"more than {limits['gt']}"] if "gt" in limits else []
+        words += [f"at most {limits['le'].replace('_', '')}"] if "le" in limits else []
+        return ", ".join([_kind(match[1]), *words])
     if text.startswith("Literal["):
         return " · ".join(f"`{one.strip().strip(chr(39))}`" for one in text[8:-1].split(","))
-    if text.startswith("tuple[str"):
-        return "list of texts"
     if text == "Views":
         return "`copy` · `reflink` · `hardlink` · `auto`"
-    plain = text.removesuffix(" | None")
-    return KINDS.get(plain, plain)
+    return KINDS.get(text, text)
 
 
 def _value(value: Any, kind: str) -> str:
@@ -142,7 +156,7 @@ def _value(value: Any, kind: str) -> str:
         return "–"
     if kind.startswith("Size"):
         return f"{value / 1000**3:g} GB" if value % 1000**3 == 0 and value else f"{value / 1024**2:g} MiB"
-    if kind.startswith("Duration"):
+    if "Duration" in kind:
         return f"{value / 86400:g} days" if value >= 86400 else f"{value:g} s"
     if isinstance(value, bool):
         return str(value).lower()

@@ -11,13 +11,13 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from steelyard.config_s3 import S3Config
 from steelyard.errors import ConfigBroken, ConfigMissing, UnknownModel, UnsafeName
 from steelyard.money import Prices
 from steelyard.names import OURS, check_name
-from steelyard.units import AbsolutePath, Duration, Part, Percent, Size, parse_duration, parse_size
+from steelyard.units import AbsolutePath, Duration, Part, Percent, Size, Texts, Url, Wrong, listed, parse_duration, parse_size
 
 __all__ = ["Config", "HubConfig", "MountConfig", "S3Config", "config_path", "load_config", "parse_duration", "parse_size"]
 
@@ -53,7 +53,7 @@ class StoreConfig(Part):
 
 
 class CleanConfig(Part):
-    outputs: tuple[str, ...] = ()
+    outputs: Texts = ()
     """Patterns (fnmatch, below store.outputs) of what `clean` may name once it is old: "old_*"."""
     outputs_older_than: Duration = 30 * 86400.0
     """How long nothing in it may have changed."""
@@ -68,7 +68,7 @@ class CleanConfig(Part):
     def _below_outputs(self) -> Self:
         for pattern in self.outputs:
             if pattern.startswith("/") or {"", ".", "..", "*", "**"} & set(pattern.split("/")[-1:]) or ".." in pattern.split("/"):
-                raise ValueError(f'{pattern!r} names too much or lies outside; write patterns like "old_*" or "*/old_*"')
+                raise Wrong("outputs", f'{pattern!r} names too much or lies outside; write patterns like "old_*" or "*/old_*"')
         return self
 
 
@@ -87,18 +87,18 @@ class DiskConfig(Part):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.warn_free < self.error_free:
-            raise ValueError("warn_free must not be smaller than error_free")
+            raise Wrong("warn_free", "must not be smaller than error_free")
         return self
 
 
 class HubConfig(Part):
-    endpoint: str = "https://huggingface.co"
+    endpoint: Url = "https://huggingface.co"
     """HF_ENDPOINT wins."""
-    mirrors: tuple[str, ...] = ()
+    mirrors: Annotated[tuple[Url, ...], BeforeValidator(listed)] = ()
     """Further endpoints that bytes, never digests, may come from."""
     connections: Annotated[int, Field(ge=1, le=32)] = 4
     """Ranges of one file fetched at once."""
-    timeout: Duration = 20.0
+    timeout: Annotated[Duration, Field(gt=0)] = 20.0
     """Longest silence of a connection [s]."""
     webhook_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """Where `steelyard up` listens for the Hub's webhooks; their secret is in STEELYARD_WEBHOOK_SECRET."""
@@ -115,10 +115,16 @@ class HubConfig(Part):
         return (os.environ.get("HF_ENDPOINT") or self.endpoint).rstrip("/")
 
 
+def _repo_id(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text):
+        raise ValueError(f'{text!r} is not the name of a repo; write it as "org/name"')
+    return text
+
+
 class ModelConfig(Part):
-    repo_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
+    repo_id: Annotated[str, AfterValidator(_repo_id)]
     revision: Annotated[str, Field(min_length=1)] = "main"
-    files: tuple[str, ...] | None = None
+    files: Texts | None = None
     """Patterns (fnmatch); none means every file of the repo."""
     dir: str = ""
     """Below store.models; the model's name when empty."""
@@ -129,7 +135,7 @@ class ModelConfig(Part):
     """Longest time since the last proof of a copy and the last drill before the model is no longer green: a month's drill, and some days [s]."""
     update: Literal["notify", "approve", "auto"] = "notify"
     """Who takes an update: a person, a person who approves its plan by digest, or the nightly round where it is drop-in and scanned clean."""
-    allow_globals: tuple[str, ...] | dict[Sha256, tuple[str, ...]] = ()
+    allow_globals: Texts | dict[Sha256, Texts] = ()
     """Pickle globals trusted for this model beyond those that a state dict needs; by SHA-256: for those bytes and no others."""
     trust: Literal["off", "report", "require"] = "report"
     """Before and after a download: look at no header; refuse what is hostile and tell the rest; refuse all that is not trusted."""
@@ -139,7 +145,10 @@ class ModelConfig(Part):
     @model_validator(mode="after")
     def _plausible(self) -> Self:
         if self.files is not None and not self.files:
-            raise ValueError("files is empty; leave it out to keep every file of the repo")
+            raise Wrong("files", "is empty; leave it out to keep every file of the repo")
+        for pattern in self.files or ():
+            if pattern != pattern.strip("/") or {"", ".", ".."} & set(pattern.split("/")):
+                raise Wrong("files", f'{pattern!r} can match no file of a repo; write patterns like "*.safetensors"')
         return self
 
     def allowed(self, sha256: str) -> frozenset[str]:
@@ -151,14 +160,18 @@ class ModelConfig(Part):
 class CertificateConfig(Part):
     sign_with: AbsolutePath | None = None
     """An Ed25519 private key (PEM) that `load` signs certificates with; its password, if it has one, in STEELYARD_KEY_PASSWORD."""
-    trusted_keys: tuple[AbsolutePath, ...] = ()
+    trusted_keys: Annotated[tuple[AbsolutePath, ...], BeforeValidator(listed)] = ()
     """Ed25519 public keys (PEM). Where any are named, weights() gives out no file without a certificate that one of them signed."""
+
+
+# From the environment every value is a text.
+MountPoint = Annotated[AbsolutePath | Literal[False], BeforeValidator(lambda value: False if value == "false" else value)]
 
 
 class MountConfig(Part):
     kind: Literal["mount"]
     path: AbsolutePath
-    mount_point: AbsolutePath | Literal[False] | None = None
+    mount_point: MountPoint | None = None
     """Must be a mount when we write; false for a plain folder."""
     keep_last: Annotated[int, Field(ge=1)] = 3
     """Snapshots that stay; the newest verified one and the locked one stay in any case. See steelyard clean."""
@@ -173,9 +186,9 @@ class MountConfig(Part):
     @model_validator(mode="after")
     def _mounted_where(self) -> Self:
         if self.mount_point is None:
-            raise ValueError("mount_point is missing; name the drive's mount point, or write mount_point = false for a plain folder")
+            raise Wrong("mount_point", "is missing; name the drive's mount point, or write mount_point = false for a plain folder")
         if isinstance(self.mount_point, Path) and not self.path.is_relative_to(self.mount_point):
-            raise ValueError(f"path {self.path} does not lie below mount_point {self.mount_point}")
+            raise Wrong("path", f"{self.path} does not lie below mount_point {self.mount_point}")
         return self
 
 
@@ -215,21 +228,22 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in [*self.models, *self.replicas]:
-            if not _NAME.match(name):
-                raise ValueError(f"{name!r} can't be a name; use letters, digits, '.', '_' and '-'")
+        for table, names in (("models", self.models), ("replicas", self.replicas)):
+            for name in names:
+                if not _NAME.fullmatch(name):
+                    raise Wrong(f"{table}.{name}", f"{name!r} can't be a name; use letters, digits, '.', '_' and '-'")
         if taken := sorted(RESERVED_COPIES & set(self.replicas)):
-            raise ValueError(f"replicas.{taken[0]}: that name is taken by a copy of our own")
+            raise Wrong(f"replicas.{taken[0]}", "that name is taken by a copy of our own")
         for name in self.models:
             try:
                 self.folder(name)
             except UnsafeName as error:
-                raise ValueError(f"models.{name}.dir: {error.facts['why']}") from error
+                raise Wrong(f"models.{name}.dir", error.facts["why"]) from error
         if self.clean.outputs and self.store.outputs is None:
-            raise ValueError("clean.outputs: its patterns are looked for below store.outputs, which is not set")
+            raise Wrong("clean.outputs", "its patterns are looked for below store.outputs, which is not set")
         for name in self.prices:
             if not isinstance(self.replicas.get(name), S3Config):
-                raise ValueError(f"prices.{name}: no replica of kind s3 has that name")
+                raise Wrong(f"prices.{name}", "no replica of kind s3 has that name")
         self._no_model_over_another()
         self.check_places()
         return self
@@ -240,13 +254,14 @@ class Config(BaseModel):
             for pattern in model.files or ("*",):
                 key = (self.folder(name), pattern)
                 if key in seen:
-                    raise ValueError(
-                        f"models.{name}: would write the same file as models.{seen[key]} ({key[0] / pattern}); give one of them another dir"
+                    other = seen[key]
+                    raise Wrong(
+                        f"models.{name}", f"would write the same file as models.{other} ({key[0] / pattern}); give one of them another dir"
                     )
                 seen[key] = name
 
     def check_places(self) -> None:
-        """:raises ValueError: when a replica and the store lie inside one another, or two replicas in one folder."""
+        """:raises Wrong: when a replica and the store lie inside one another, or two replicas in one folder."""
         places: dict[Path, str] = {}
         for name, replica in self.replicas.items():
             if isinstance(replica, S3Config):
@@ -255,11 +270,11 @@ class Config(BaseModel):
             for what, ours in (("store.models", self.store.models), ("store.hf_home", self.store.hf_home)):
                 home = ours.resolve()
                 if real.is_relative_to(home) or home.is_relative_to(real):
-                    raise ValueError(
-                        f"replicas.{name}.path: {replica.path} and {what} ({ours}) lie inside one another; a replica must lie elsewhere"
+                    raise Wrong(
+                        f"replicas.{name}.path", f"{replica.path} and {what} ({ours}) lie inside one another; a replica must lie elsewhere"
                     )
             if real in places:
-                raise ValueError(f"replicas.{name}.path: is the folder of replicas.{places[real]} already")
+                raise Wrong(f"replicas.{name}.path", f"is the folder of replicas.{places[real]} already")
             places[real] = name
 
     def folder(self, model: str) -> Path:
@@ -288,14 +303,15 @@ def load_config(given: Path | None = None) -> Config:
     except FileNotFoundError as error:
         raise ConfigMissing(path=str(path)) from error
     except OSError as error:
-        raise ConfigBroken(path=str(path), key="the file", why=f"can't be read: {error.strerror}") from error
+        hint = "name a file that can be read with --config or STEELYARD_CONFIG"
+        raise ConfigBroken(path=str(path), key="the file", why=f"can't be read: {error.strerror}", hint=hint) from error
     return parse_config(data, path)
 
 
 def parse_config(data: bytes, path: Path) -> Config:
     """The config that *data* would be as the content of *path*, the environment included. :raises ConfigBroken:"""
     try:
-        content = tomllib.loads(data.decode("utf-8"))
+        content = tomllib.loads(data.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigBroken(
             path=str(path), key="the file", why=f"is not valid TOML: {error}", hint=f"correct the line named in {path}"
@@ -303,40 +319,14 @@ def parse_config(data: bytes, path: Path) -> Config:
     for key in content:
         if key not in Config.model_fields:
             raise ConfigBroken(path=str(path), key=key, why=f"unknown key; the top level has {', '.join(Config.model_fields)}")
-    try:
-        if not _asked_of_the_environment():
-            return Config(**content)
+    names = [name for name in os.environ if name.upper().startswith(PREFIX)]
+    if any(name.upper().removeprefix(PREFIX).lower().partition("__")[0] in Config.model_fields or "__" in name for name in names):
         from steelyard.environment import over_environment
 
-        return over_environment(content)
+        return over_environment(content, names, path)
+    try:
+        return Config.model_validate(content, strict=True)
     except ValidationError as error:
-        raise _broken(path, error) from error
-    except ValueError as error:
-        raise ConfigBroken(path=str(path), key="the environment", why=str(error)) from error
+        from steelyard.config_errors import broken
 
-
-def _asked_of_the_environment() -> bool:
-    """Whether a variable names a key of the config: STEELYARD_STORE__MODELS, in any case of letters."""
-    names = (name.upper().removeprefix(PREFIX) for name in os.environ if name.upper().startswith(PREFIX))
-    return any(name.partition("__")[0].lower() in Config.model_fields for name in names)
-
-
-def _broken(path: Path, error: ValidationError) -> ConfigBroken:
-    problems = error.errors(include_url=False, include_context=False)
-    first = problems[0]
-    # The discriminator of a replica stands in the location; the user's file has no such key.
-    # So do the branches of a union, which pydantic writes with brackets.
-    location = [str(part) for part in first["loc"] if part not in {"mount", "s3"} and not set("[(") & set(str(part))]
-    key = ".".join(location) or "config"
-    why = {
-        "extra_forbidden": "unknown key",
-        "missing": "is missing",
-        "union_tag_not_found": 'needs kind = "mount" or kind = "s3"',
-        "union_tag_invalid": 'needs kind = "mount" or kind = "s3"',
-        "too_short": "must name at least one",
-    }.get(first["type"], first["msg"].removeprefix("Value error, "))
-    if key == "config" and (match := re.match(r"((?:models|replicas|clean|prices)\.\S+?): (.*)", why)):
-        key, why = match[1], match[2]
-    if len(problems) > 1:
-        why += f" (and {len(problems) - 1} more)"
-    return ConfigBroken(path=str(path), key=key, why=why)
+        raise broken(error.errors(include_url=False), path) from error

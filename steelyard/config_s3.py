@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from steelyard.errors import UnsafeName
 from steelyard.names import check_name
 from steelyard.pace import Window
-from steelyard.units import AbsolutePath, Duration, Part, Rate, Size
+from steelyard.units import AbsolutePath, Duration, Part, Rate, Size, Url, Wrong
 
 UploadWindow = Annotated[Window, BeforeValidator(Window.parse)]
 
@@ -18,7 +18,7 @@ class S3Config(Part):
     kind: Literal["s3"]
     bucket: Annotated[str, Field(min_length=1)]
     prefix: str = ""
-    endpoint_url: str | None = None
+    endpoint_url: Url | None = None
     region: str | None = None
     path_style: bool | None = None
     """Address the bucket in the path; by default where an endpoint_url is given."""
@@ -62,9 +62,9 @@ class S3Config(Part):
             try:
                 check_name(self.prefix.strip("/"))
             except UnsafeName as error:
-                raise ValueError(f"prefix {self.prefix!r} can't be used: {error.facts['why']}") from error
+                raise Wrong("prefix", f"{self.prefix!r} can't be used: {error.facts['why']}") from error
         if self.storage_class == "DEEP_ARCHIVE" and self.archive_tier == "Expedited":
-            raise ValueError('archive_tier = "Expedited" is not to be had for DEEP_ARCHIVE; write Standard or Bulk')
+            raise Wrong("archive_tier", '"Expedited" is not to be had for DEEP_ARCHIVE; write Standard or Bulk')
         if self.sse_kms_key_id and self.sse != "aws:kms":
-            raise ValueError('sse_kms_key_id needs sse = "aws:kms"')
+            raise Wrong("sse_kms_key_id", 'needs sse = "aws:kms"')
         return self

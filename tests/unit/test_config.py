@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from steelyard.config import load_config, parse_duration, parse_size
+from steelyard.config import MountConfig, load_config, parse_duration, parse_size
 from steelyard.errors import ConfigBroken, ConfigMissing, Refused, UnknownModel
 from steelyard.init import STARTER, init
 
@@ -31,18 +31,34 @@ BROKEN = {
     "bad repo_id": (STORE + '[models.a]\nrepo_id = "../x"\n', "models.a.repo_id"),
     "repo_id of the wrong type": (STORE + "[models.a]\nrepo_id = 3\n", "models.a.repo_id"),
     "no repo_id": (STORE + "[models.a]\n", "models.a.repo_id"),
-    "empty files": (STORE + MODEL + "files = []\n", "models.a"),
+    "empty files": (STORE + MODEL + "files = []\n", "models.a.files"),
+    "files that match nothing": (STORE + MODEL + 'files = ["/w.pt"]\n', "models.a.files"),
+    "files that are no list": (STORE + MODEL + 'files = "w.pt"\n', "models.a.files"),
+    "files of the wrong type": (STORE + MODEL + "files = [1]\n", "models.a.files.0"),
+    "repo_id that is an address": (STORE + '[models.a]\nrepo_id = "https://huggingface.co/A/b"\n', "models.a.repo_id"),
+    "model whose name has a space": (STORE + '[models."a b"]\nrepo_id = "A/b"\n', "models.a b"),
+    "true for a size": (STORE + "min_free = true\n" + MODEL, "store.min_free"),
+    "path of the wrong type": ('[store]\nmodels = 3\nhf_home = "/x/hf"\n' + MODEL, "store.models"),
+    "text for a truth value": (STORE + MODEL + 'papers = "yes"\n', "models.a.papers"),
+    "text for a number": (STORE + MODEL + '[replicas.u]\nkind = "s3"\nbucket = "b"\nkeep_last = "3"\n', "replicas.u.keep_last"),
+    "truth value for a number": (STORE + MODEL + "[hub]\nconnections = true\n", "hub.connections"),
+    "endpoint that is no address": (STORE + MODEL + '[hub]\nendpoint = "huggingface.co"\n', "hub.endpoint"),
+    "mirror that is no address": (STORE + MODEL + '[hub]\nmirrors = ["https://a", "b"]\n', "hub.mirrors.1"),
+    "s3 endpoint that is no address": (STORE + MODEL + '[replicas.u]\nkind = "s3"\nbucket = "b"\nendpoint_url = "x"\n', "replicas.u.endpoint_url"),
+    "s3 replica called s3": (STORE + MODEL + '[replicas.s3]\nkind = "s3"\n', "replicas.s3.bucket"),
+    "model called mount": (STORE + "[models.mount]\nrevision = 3\n", "models.mount.repo_id"),
+    "table for a text": (STORE + MODEL + "[models.a.revision]\nx = 1\n", "models.a.revision"),
     "dir that leaves the store": (STORE + MODEL + 'dir = "../../etc"\n', "models.a.dir"),
     "two models over one another": (STORE + MODEL + '[models.b]\nrepo_id = "A/c"\ndir = "a"\n', "models.b"),
     "replica in the store": (STORE + MODEL + '[replicas.u]\nkind = "mount"\npath = "/x/models/u"\nmount_point = false\n', "replicas.u.path"),
     "store in the replica": (STORE + MODEL + '[replicas.u]\nkind = "mount"\npath = "/x"\nmount_point = false\n', "replicas.u.path"),
     "two replicas in one folder": (STORE + MODEL + TWINS, "replicas.v.path"),
-    "replica without mount_point": (STORE + MODEL + '[replicas.u]\nkind = "mount"\npath = "/u"\n', "replicas.u"),
-    "replica beside its mount_point": (STORE + MODEL + '[replicas.u]\nkind = "mount"\npath = "/u"\nmount_point = "/v"\n', "replicas.u"),
+    "replica without mount_point": (STORE + MODEL + '[replicas.u]\nkind = "mount"\npath = "/u"\n', "replicas.u.mount_point"),
+    "replica beside its mount_point": (STORE + MODEL + '[replicas.u]\nkind = "mount"\npath = "/u"\nmount_point = "/v"\n', "replicas.u.path"),
     "replica of no kind": (STORE + MODEL + '[replicas.u]\npath = "/u"\n', "replicas.u"),
     "replica of a strange kind": (STORE + MODEL + '[replicas.u]\nkind = "tape"\n', "replicas.u"),
     "replica called store": (STORE + MODEL + '[replicas.store]\nkind = "s3"\nbucket = "b"\n', "replicas.store"),
-    "s3 prefix that climbs": (STORE + MODEL + '[replicas.u]\nkind = "s3"\nbucket = "b"\nprefix = "a/../.."\n', "replicas.u"),
+    "s3 prefix that climbs": (STORE + MODEL + '[replicas.u]\nkind = "s3"\nbucket = "b"\nprefix = "a/../.."\n', "replicas.u.prefix"),
     "keep_last of zero": (STORE + MODEL + '[replicas.u]\nkind = "s3"\nbucket = "b"\nkeep_last = 0\n', "replicas.u.keep_last"),
 }  # fmt: skip
 
@@ -79,10 +95,63 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     assert config.models["a"].revision == "v2"
 
 
-def test_a_wrong_value_from_the_environment_is_a_sentence_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEELYARD_STORE__MIN_FREE", "much")
-    with pytest.raises(ConfigBroken, match=r"store\.min_free"):
+@pytest.mark.parametrize(
+    "name, value, key",
+    [
+        ("STEELYARD_STORE__MIN_FREE", "much", "store.min_free"),
+        ("STEELYARD_STORE__MODELS", "", "store.models"),
+        ("STEELYARD_STORE__MODLES", "/y", "store.modles"),
+        ("STEELYARD_STROE__MODELS", "/y", "stroe"),
+        ("STEELYARD_STORE__MODELS__X", "/y", "store.models"),
+        ("STEELYARD_HUB__CONNECTIONS", "many", "hub.connections"),
+        ("STEELYARD_HUB__MIRRORS", "https://a", "hub.mirrors"),
+        ("STEELYARD_HUB__MIRRORS", '["https://a', "hub.mirrors"),
+        ("STEELYARD_MODELS__A__FILES", "w.pt", "models.a.files"),
+        ("STEELYARD_MODELS__A__PAPERS", "perhaps", "models.a.papers"),
+        ("STEELYARD_MODELS", "a", "models"),
+    ],
+)
+def test_a_wrong_value_from_the_environment_names_the_key_and_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, key: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigBroken) as caught:
         load_config(write(tmp_path, STORE + MODEL))
+    assert caught.value.facts["key"] == key
+    assert name in caught.value.message
+    assert name in caught.value.hint
+
+
+def test_any_value_can_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists as JSON, false where it is one of the values, names that a variable can't spell; and the file is judged as strictly as ever."""
+    text = STORE + '[models."My-Model.v2"]\nrepo_id = "A/b"\n[replicas.s3]\nkind = "mount"\npath = "/u"\n'
+    for name, value in {
+        "MODELS__MY_MODEL_V2__FILES": '["*.pt", "x.bin"]',
+        "MODELS__MY_MODEL_V2__PAPERS": "false",
+        "MODELS__OTHER": '{"repo_id": "C/d", "min_copies": 2}',
+        "REPLICAS__S3__MOUNT_POINT": "false",
+        "REPLICAS__S3__KEEP_LAST": "5",
+        "DISK__WARN_INODES": "7.5",
+    }.items():
+        monkeypatch.setenv(f"STEELYARD_{name}", value)
+    config = load_config(write(tmp_path, text))
+    assert list(config.models) == ["My-Model.v2", "other"]
+    assert config.models["My-Model.v2"].files == ("*.pt", "x.bin")
+    assert config.models["My-Model.v2"].papers is False
+    assert config.models["other"].min_copies == 2
+    replica = config.replicas["s3"]
+    assert isinstance(replica, MountConfig)
+    assert (replica.mount_point, replica.keep_last) == (False, 5)
+    with pytest.raises(ConfigBroken, match=r"steelyard\.toml: hub\.connections: must be a whole number"):
+        load_config(write(tmp_path, text + '[hub]\nconnections = "4"\n'))
+    monkeypatch.setenv("STEELYARD_HUB__CONNECTIONS", "4")
+    assert load_config(tmp_path / "steelyard.toml").hub.connections == 4
+
+
+def test_a_config_saved_with_a_byte_order_mark_opens(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
+    path.write_bytes(b"\xef\xbb\xbf" + (STORE + MODEL).encode())
+    assert list(load_config(path).models) == ["a"]
 
 
 @pytest.mark.parametrize("text, size", [("15 GB", 15 * 10**9), ("1.5 GiB", 3 << 29), ("500 mib", 500 << 20), ("7", 7), (7, 7)])
