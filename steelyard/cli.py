@@ -18,7 +18,7 @@ from steelyard.commands.base import become
 from steelyard.disk import as_ours
 from steelyard.errors import SteelyardError, Stopped, UsageError
 from steelyard.report import Report
-from steelyard.terminal import set_up_logging, show_error, show_json, show_report, watching
+from steelyard.terminal import set_up_logging, set_up_streams, show_error, show_json, show_report, watching
 from steelyard.verbs import VERBS, Call, Engine, run_locally
 from steelyard.watch import Watch
 
@@ -27,10 +27,13 @@ def main(argv: Sequence[str] | None = None, engine: Engine = run_locally) -> Non
     """Run one command and exit. *engine* runs a verb: here by default; flows/ hands in one that makes it a flow run."""
     # Imports make objects that stay; looking through them again and again takes some 50 ms of a short command.
     gc.set_threshold(50_000, 20, 20)
-    tokens = list(sys.argv[1:] if argv is None else argv)
-    wants_json = "--json" in tokens
+    set_up_streams()
+    tokens = _command_first(sys.argv[1:] if argv is None else argv)
+    wants_json = any(_asks_for_json(token) for token in tokens)
     set_up_logging()
     try:
+        if tokens and tokens[0].startswith(_COMMON):
+            raise UsageError(why="No command is named.", hint="see: steelyard --help")
         asked = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _end(
@@ -74,6 +77,13 @@ class _Unexpected(SteelyardError):
     hint = "nothing was published half-way; set STEELYARD_DEBUG=1, run it again and report the traceback"
 
 
+class _Unshown(SteelyardError):
+    """What the command came to (exit code {ended}) can't be written to stdout: {why}"""
+
+    code = "output"
+    hint = "run it again with its output to a place that takes it; what was done is done"
+
+
 class _stoppable:
     """SIGINT and SIGTERM set the watch's stop and interrupt the main thread; a second SIGINT is Python's own."""
 
@@ -101,9 +111,25 @@ def _failed(command: str, error: SteelyardError) -> Report:
     return report.close()
 
 
+_COMMON = ("--json", "--here", "--config")
+
+
+def _command_first(tokens: Sequence[str]) -> list[str]:
+    """*tokens* with the options that every command takes behind the command, wherever they stood: `steelyard --json verify`."""
+    at = 0
+    while at < len(tokens) and tokens[at].partition("=")[0] in _COMMON:
+        at += 2 if tokens[at] == "--config" else 1
+    return [*tokens[at : at + 1], *tokens[:at], *tokens[at + 1 :]]
+
+
+def _asks_for_json(token: str) -> bool:
+    name, given, value = token.partition("=")
+    return name == "--json" and (not given or value.lower() not in {"false", "f", "no", "n", "0"})
+
+
 def _command(tokens: Sequence[str]) -> str:
     known = {*VERBS, "init", "inspect", "status", "doctor", "up", "demo", "clean", "target", "adopt", "views", "move"}
-    return next((token for token in tokens if token in known), "")
+    return next((token for token in tokens[:1] if token in known), "")
 
 
 def _one_line(error: CycloptsError) -> str:
@@ -111,6 +137,7 @@ def _one_line(error: CycloptsError) -> str:
 
 
 def _end(report: Report, wants_json: bool, show: Callable[[Report], None] = show_report) -> None:
+    code = report.exit_code
     try:
         if wants_json:
             show_json(report)
@@ -119,6 +146,12 @@ def _end(report: Report, wants_json: bool, show: Callable[[Report], None] = show
         else:
             for error in report.errors:
                 show_error(error)
-    except BrokenPipeError:
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):
+        # Whoever read has seen enough; rich turns that into an exit of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(report.exit_code)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        show_error(_Unshown(why=error.strerror or str(error), ended=code))
+        code = code or 1
+    sys.exit(code)

@@ -62,7 +62,7 @@ def show_status(report: Report) -> None:
         table.add_row(*cells)
     if models:
         console.print(table)
-    console.print(disk_line(report), style=_disk_style(report.extra["store"]))
+    console.print(Text(disk_line(report)), style=_disk_style(report.extra["store"]))
     console.print(Text("by size, times and the last proof; nothing was read. steelyard verify --copy all reads it all.", style="dim"))
     for what, key in (("page", "html"), ("metrics", "metrics")):
         if key in report.extra:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +35,20 @@ class _Lines(logging.Handler):
             sys.stderr.flush()
         except (OSError, ValueError):
             return  # the other end of stderr is gone; the work goes on
+
+
+def set_up_streams() -> None:
+    """Something to write to, whatever this was started with: a name or a sentence that a terminal can't show never ends the work."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: else a file of ours would be taken for the terminal
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def set_up_logging() -> None:
@@ -116,7 +132,14 @@ def _bars() -> Iterator[tuple[Progress, Callable[[Job, bool], None]]]:
 
 
 def show_json(report: Report) -> None:
-    sys.stdout.write(json.dumps(report.as_json(), indent=2, ensure_ascii=False) + "\n")
+    """The one document. Where stdout can't write a letter, or a file's name is no Unicode, in ASCII with escapes: JSON all the same."""
+    document = report.as_json()
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
@@ -147,7 +170,7 @@ def show_report(report: Report) -> None:
         console.print(Text(line), soft_wrap=True)
     console.print(Text(summary(report), style="bold"))
     if note := report.extra.get("note"):
-        console.print(str(note))
+        console.print(Text(str(note)), soft_wrap=True)
     for error in report.errors:
         show_error(error)
 

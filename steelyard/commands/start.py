@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from steelyard.commands.base import COMMON, Asked, Common, Direct, app, become, passed_on
 
@@ -22,7 +25,7 @@ def up(*, host: str | None = None, port: int | None = None, status_port: int | N
     """
     arguments = [
         *(["--host", host] if host else []),
-        *(["--port", str(port)] if port is not None else []),
+        *(["--port", str(port)] if port else []),
         *(["--status-port", str(status_port)] if status_port is not None else []),
         *passed_on(common),
     ]
@@ -30,7 +33,7 @@ def up(*, host: str | None = None, port: int | None = None, status_port: int | N
 
 
 @app.command
-def demo(*, keep: Path | None = None, hold: bool = False, common: Common = COMMON) -> Asked:
+def demo(*, keep: Path | None = None, hold: Annotated[bool, Parameter(negative="")] = False, common: Common = COMMON) -> Asked:
     """The whole job on embedded stand-ins: a Hub, an S3 server and a folder as the drive, all on the loopback.
 
     Parameters
@@ -38,7 +41,7 @@ def demo(*, keep: Path | None = None, hold: bool = False, common: Common = COMMO
     keep
         Keep what the demo made in this folder, to look at.
     hold
-        Keep the servers up at the end, the UI among them, until Ctrl-C.
+        Keep the servers and the UI up at the end, until Ctrl-C.
     """
     arguments = [*(["--keep", str(keep)] if keep else []), *(["--hold"] if hold else []), *passed_on(common)]
     return Direct("demo", lambda: become("flows.demo", arguments))
