@@ -44,6 +44,10 @@ def as_ours(error: OSError, place: Path | str) -> SteelyardError:
         )
     if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
         return ReadOnly(place=str(place), why=why)
+    if error.errno in {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
+        return Refused(why=f"{place}: {why}", hint="something else stands in its way there: name another place, or move that away")
+    if error.errno in {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ}:
+        return Refused(why=f"{place}: {why}", hint="name another place: the file system takes no such path")
     if error.errno == errno.ENOENT:
         return Missing(path=error.filename or str(place))
     if error.errno in {errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN}:
@@ -52,7 +56,7 @@ def as_ours(error: OSError, place: Path | str) -> SteelyardError:
 
 
 @contextmanager
-def _making(path: Path) -> Iterator[None]:
+def making(path: Path) -> Iterator[None]:
     """errors_of() where *path* is made: what is "not found" then is a place that takes no new names, not a file of the user's."""
     with errors_of(path):
         try:
@@ -219,7 +223,7 @@ def probe_write(folder: Path) -> None:
 
 def make_folder(path: Path) -> Path:
     """mkdir -p, with our errors."""
-    with _making(path):
+    with making(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -264,7 +268,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, fsync_parent
     Who writes many files into a folder does the folder's fsync once, at the end (*fsync_parent*).
     """
     partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
-    with _making(path):
+    with making(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             # O_NOFOLLOW: on a shared drive a link planted under this name must not redirect the record.

@@ -128,18 +128,21 @@ class NotWhole(SteelyardError):
 
     exit_code = 1
     code = "not-whole"
+    hint = "see what is held and how it is with: steelyard status"
 
 
 class Missing(NotWhole):
     """{path} is not there."""
 
     code = "missing"
+    hint = "see what is held and where with: steelyard status"
 
 
 class Corrupt(NotWhole):
     """{path} is corrupt: {why}"""
 
     code = "corrupt"
+    hint = "mend it from another copy with: steelyard repair"
     ranges: tuple[Range, ...] = ()
 
 
@@ -147,6 +150,7 @@ class SourceRotten(Corrupt):
     """{path} is corrupt ({why}), so nothing was carried to {target}."""
 
     code = "source-corrupt"
+    hint = "mend what was read from first with: steelyard repair"
 
 
 class Unreadable(NotWhole):
@@ -161,12 +165,14 @@ class WrongType(NotWhole):
     """{path} is not a regular file."""
 
     code = "wrong-type"
+    hint = "put a file in its place, or name another"
 
 
 class Unproven(NotWhole):
     """{path}: no recorded digest can judge it."""
 
     code = "unverified"
+    hint = "what was agreed on is recorded by: steelyard download, or steelyard adopt"
 
 
 class BadRecord(NotWhole):
@@ -187,6 +193,7 @@ class NotLoadable(NotWhole):
     """{path} does not load: {why}"""
 
     code = "not-loadable"
+    hint = "see what is in it with: steelyard inspect {path}"
     reason: str = ""
 
 
@@ -194,6 +201,7 @@ class Untrusted(NotWhole):
     """{path} is not taken: {why}"""
 
     code = "untrusted"
+    hint = "see what is in it with: steelyard inspect {path}"
 
 
 class Refused(SteelyardError):
@@ -201,6 +209,7 @@ class Refused(SteelyardError):
 
     exit_code = 3
     code = "refused"
+    hint = "nothing was changed; put that right and run the same command again"
 
 
 class NoSpace(Refused):
@@ -228,6 +237,7 @@ class OutsideHours(Refused):
     """{why}"""
 
     code = "outside-window"
+    hint = "the next round within its hours goes on from here"
 
 
 class Busy(Refused):
@@ -241,6 +251,7 @@ class UnsafeName(Refused):
     """The name {name!r} would not stay inside {root}: {why}"""
 
     code = "unsafe-name"
+    hint = "nothing was written; whoever gave that name must choose another"
 
 
 class OtherSide(SteelyardError):
@@ -248,6 +259,7 @@ class OtherSide(SteelyardError):
 
     exit_code = 4
     code = "other-side"
+    hint = "run the same command again later; what is held is as it was"
 
 
 class Unreachable(OtherSide):
@@ -265,18 +277,21 @@ class AccessDenied(OtherSide):
     """{who} denies access: {why}"""
 
     code = "access-denied"
+    hint = "check the credentials and what they allow, then run the same command again"
 
 
 class Gone(OtherSide):
     """{who}: {why}"""
 
     code = "gone"
+    hint = "check the name and the revision; what is held is as it was"
 
 
 class Archived(OtherSide):
     """{who}: {what}; {when}"""
 
     code = "archived"
+    hint = "run the same command again then"
     ready_at: str = ""
     """When it is usually back, ISO 8601 in UTC; "" where that is unknown."""
 
@@ -285,6 +300,7 @@ class BadAnswer(OtherSide):
     """{who} gave an answer that can't be used: {why}"""
 
     code = "bad-answer"
+    hint = "run the same command again later; if it stays so, look at what answers there"
 
 
 class Stopped(SteelyardError):
@@ -292,6 +308,7 @@ class Stopped(SteelyardError):
 
     exit_code = 130
     code = "stopped"
+    hint = "run the same command again"
 
 
 def worst(codes: Iterable[int]) -> int:

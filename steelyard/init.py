@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from steelyard.disk import errors_of
+from steelyard.config import config_path
+from steelyard.disk import make_folder, making
 from steelyard.errors import Refused
 from steelyard.report import Report, Row
 
@@ -47,12 +48,17 @@ keep_last   = 3                                     # snapshots; the newest veri
 """
 
 
-def init(path: Path) -> Report:
-    """Write the starter config to *path* (a folder: steelyard.toml in it). :raises Refused: when something is there already."""
+def init(path: Path | None, given: Path | None = None) -> Report:
+    """Write the starter config to *path* (a folder: steelyard.toml in it), else to where every command looks for it: *given* is --config.
+
+    :raises Refused: when something is there already.
+    """
     report = Report("init")
-    target = path / "steelyard.toml" if path.is_dir() else path
-    with errors_of(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    target = path.expanduser() if path is not None else config_path(given)
+    with making(target):
+        if target.is_dir():
+            target /= "steelyard.toml"
+        make_folder(target.parent)
         try:
             fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except FileExistsError as error:
@@ -61,5 +67,6 @@ def init(path: Path) -> Report:
             ) from error
         with open(fd, "w", encoding="utf-8") as out:
             out.write(STARTER)
-    report.rows.append(Row(path=str(target), facts={"action": "written"}))
+    next_step = "edit its paths, then run: steelyard download"
+    report.rows.append(Row(path=str(target), facts={"action": "written", "why": next_step}))
     return report.close()

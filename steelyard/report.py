@@ -127,7 +127,7 @@ def columns(report: Report) -> list[str]:
     wanted = _COLUMNS.get(report.command, ())
     there = [key for key in wanted if any(row.facts.get(key) not in (None, "", ()) for row in report.rows)]
     place = [key for key in ("model", "file", "copy") if any(getattr(row, key) for row in report.rows)]
-    if report.command == "disk-watch":
+    if report.command in {"disk-watch", "init"}:
         place = ["path"]
     return [*place, "result", *there, *(["remark"] if any(_remark(row) for row in report.rows) else [])]
 

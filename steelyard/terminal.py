@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 EVERY_S = 5.0
-_GOOD = {"ok", "downloaded", "resumed", "unchanged", "adopted", "copied", "repaired", "nothing-to-do", "removed"}
+_GOOD = {"ok", "downloaded", "resumed", "unchanged", "adopted", "copied", "repaired", "nothing-to-do", "removed", "written"}
 _FAIR = {"skipped", "stray", "stale", "unverified", "update-available", "suspect", "would-repair", "would-remove", "unreachable", "unknown"}
 
 

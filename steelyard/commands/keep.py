@@ -13,11 +13,17 @@ from steelyard.verbs import Call
 
 
 @app.command
-def init(path: Path = Path(), *, common: Common = COMMON) -> Asked:
-    """Write a commented starter config for MVDream; refuses to overwrite."""
+def init(path: Path | None = None, *, common: Common = COMMON) -> Asked:
+    """Write a commented starter config for MVDream; refuses to overwrite.
+
+    Parameters
+    ----------
+    path
+        A file, or a folder for a steelyard.toml in it; else where every command looks: --config, STEELYARD_CONFIG, ./steelyard.toml.
+    """
     from steelyard.init import init as write
 
-    return Direct("init", lambda: write(path))
+    return Direct("init", lambda: write(path, common.config))
 
 
 @app.command

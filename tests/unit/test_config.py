@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from steelyard.config import MountConfig, load_config, parse_duration, parse_size
-from steelyard.errors import ConfigBroken, ConfigMissing, Refused, UnknownModel
+from steelyard.errors import ConfigBroken, ConfigMissing, Refused, SteelyardError, UnknownModel
 from steelyard.init import STARTER, init
 
 STORE = '[store]\nmodels = "/x/models"\nhf_home = "/x/hf"\n'
@@ -177,6 +177,26 @@ def test_init_refuses_to_overwrite(tmp_path: Path) -> None:
     with pytest.raises(Refused):
         init(tmp_path)
     assert (tmp_path / "steelyard.toml").read_text() == "mine"
+
+
+def test_init_writes_where_every_command_will_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert init(None).rows[0].path == str(tmp_path / "steelyard.toml")
+    monkeypatch.setenv("STEELYARD_CONFIG", str(tmp_path / "of-the-environment.toml"))
+    assert init(None).rows[0].path == str(tmp_path / "of-the-environment.toml")
+    assert init(None, Path("given.toml")).rows[0].path == str(tmp_path / "given.toml")
+    assert init(Path("named.toml"), Path("given.toml")).rows[0].path == "named.toml"
+    for path in ("steelyard.toml/x", "n" * 300, "/proc/steelyard.toml"):
+        with pytest.raises(Refused) as caught:
+            init(Path(path))
+        assert caught.value.hint
+
+
+def test_every_error_has_a_next_step() -> None:
+    kinds = [SteelyardError]
+    while kinds:
+        kinds += (kind := kinds.pop()).__subclasses__()
+        assert kind.hint or kind is SteelyardError, kind
 
 
 def test_an_unknown_model_names_the_known_ones(tmp_path: Path) -> None:
