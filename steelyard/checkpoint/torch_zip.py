@@ -70,6 +70,8 @@ def read_torch_zip(reader: RangeReader, allow: frozenset[str]) -> TorchZip:
         if not _belongs(name, script):
             code: ReasonCode = "foreign-pickle" if name.lower().endswith((".pkl", ".pickle")) else "foreign-entry"
             findings.add(code, f"{shown(entry.name)} does not belong in a checkpoint", shown(entry.name))
+    if "version" not in records and ".data/version" not in records:
+        findings.add("header-broken", "it has no record of its version, and torch opens none without")
     metadata = _small_records(reader, records, container)
     found = TorchZip("torchscript" if script else "torch-zip", PickleWalk(), storages, [], metadata)
     main = records["data.pkl"]

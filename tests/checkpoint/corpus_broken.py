@@ -152,6 +152,11 @@ def _() -> bytes:
     return zip_of(parts)
 
 
+@_torch("no record of the version", "header-broken")
+def _() -> bytes:
+    return zip_of([part for part in small().parts() if not part.name.endswith("/version")])
+
+
 @_torch("encrypted", "encrypted")
 def _() -> bytes:
     return zip_of([Part("archive/data.pkl", pickled(b"}"), flags=1)])
