@@ -132,7 +132,10 @@ def bucket_settings(bucket: str, key: str, replicas: Mapping[str, ReplicaConfig]
         # Of several in one bucket, the one whose prefix the key has.
         return max(near.items(), key=lambda item: len(prefix) if key.startswith(prefix := item[1].prefix.strip("/")) else -1)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return "S3", S3Config(kind="s3", bucket=bucket, endpoint_url=endpoint or None)
+    try:
+        return "S3", S3Config(kind="s3", bucket=bucket, endpoint_url=endpoint or None)
+    except ValueError as error:
+        raise UsageError(why=f"AWS_ENDPOINT_URL: {endpoint!r} is not an address", hint='write it as "https://host"') from error
 
 
 def _object(bucket: Bucket, key: str) -> ByteSource:

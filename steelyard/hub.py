@@ -160,7 +160,9 @@ def errors_of_hub(endpoint: str, repo_id: str) -> Iterator[None]:
     except OtherSide:
         raise
     except theirs.RevisionNotFoundError as error:
-        raise Gone(who=repo_id, why="it has no such revision", what="revision", hint="correct revision in the config") from error
+        raise Gone(
+            who=repo_id, why="it has no such revision", what="revision", hint="name a branch, a tag or a commit that it has"
+        ) from error
     except theirs.HfHubHTTPError as error:
         raise status_error(endpoint, repo_id, error.response.status_code, dict(error.response.headers)) from error
     except theirs.OfflineModeIsEnabled as error:

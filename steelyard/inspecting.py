@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from steelyard import signatures
 from steelyard.addresses import Opened, open_address
-from steelyard.checkpoint import ByteProof, Fit, Inspection, fits, inspect, judge, signature
+from steelyard.checkpoint import ByteProof, Fit, Inspection, fits, inspect, judge, signature, where_it_can
 from steelyard.config import HubConfig
 from steelyard.copies.base import Look
 from steelyard.errors import BadAnswer, BadRecord, UsageError
@@ -18,7 +18,7 @@ from steelyard.loading import how_to_allow, weights_files
 from steelyard.pieces import digest_source
 from steelyard.report import Report, Row
 from steelyard.site import Site
-from steelyard.source import LocalFile
+from steelyard.source import ByteSource, LocalFile
 from steelyard.watch import current_watch
 
 
@@ -46,24 +46,30 @@ def inspect_sources(sources: Sequence[str], site: Site | None, *, model: str | N
     settings = site.config.hub if site else HubConfig()
     replicas = site.config.replicas if site else {}
     found: list[Inspection] = []
+    read: list[ByteSource] = []
     with ExitStack() as stack:
         for text in sources:
             opened = open_address(text, settings, replicas, stack)
             row, inspection = _look(text, opened, site, model)
             found.append(inspection)
+            read.append(opened.source)
             report.rows.append(row)
-    if len(found) == 2:
-        from steelyard.checkpoint.diff import compare
-
-        try:
-            difference = compare(found[0], found[1])
-        except ValueError as error:
-            raise BadAnswer(who="inspect", why=f"the two can't be compared: {error}") from error
-        fit = fits(signature(found[0]), found[1])
-        # What was asked for comes first; the two themselves follow.
-        facts = {**difference.as_json(), "compatible": fit.compatible, "fit": fit.as_json(), "why": fit.sentence}
-        report.rows.insert(0, Row(path=f"{sources[0]} → {sources[1]}", facts=facts))
+        if len(found) == 2:
+            # What was asked for comes first; the two themselves follow.
+            report.rows.insert(0, Row(path=f"{sources[0]} → {sources[1]}", facts=_difference(found[0], found[1], read[0], read[1])))
     return report.close()
+
+
+def _difference(before: Inspection, after: Inspection, old: ByteSource, new: ByteSource) -> dict[str, object]:
+    """By checksums where the files have some, else by the bytes where those can be had for little."""
+    from steelyard.checkpoint.diff import compare
+
+    try:
+        difference = compare(before, after, same_bytes=where_it_can(old, new, stop=current_watch().stop))
+    except ValueError as error:
+        raise BadAnswer(who="inspect", why=f"the two can't be compared: {error}") from error
+    fit = fits(signature(before), after)
+    return {**difference.as_json(), "compatible": fit.compatible, "fit": fit.as_json(), "why": fit.sentence}
 
 
 def _look(text: str, opened: Opened, site: Site | None, model: str | None) -> tuple[Row, Inspection]:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steelyard.checkpoint import Inspection, compare, fits, inspect, signature
+from steelyard.checkpoint import Inspection, compare, fits, inspect, signature, where_it_can
 from steelyard.checkpoint.inspection import histogram
 from steelyard.copies.hub import HubFile
 from steelyard.delta import shared_bytes
@@ -20,6 +20,8 @@ from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import Manifest
 from steelyard.signatures import expected
 from steelyard.site import Site
+from steelyard.source import ByteSource
+from steelyard.watch import current_watch
 
 log = logging.getLogger("steelyard")
 
@@ -101,12 +103,17 @@ def _compare(
     upstream: Files, shared: dict[str, int | None], found: WeightsChange, *, several: bool,
 ) -> bool | None:  # fmt: skip
     """One weights file, or one set of shards, which is compared as a whole: a tensor may have moved from one shard to the next."""
+    allowed = site.config.models[model].allowed
     try:
         with ExitStack() as stack:
-            old = {path: _held(site, model, locked, path, stack) for path in before}
-            new = {path: _remote(site, model, locked.repo_id, commit, upstream[path], stack) for path in after}
+            sources = {path: _held(site, model, locked, path, stack) for path in before}
+            theirs = {path: _remote(site, locked.repo_id, commit, upstream[path], stack) for path in after}
+            old = {path: inspect(source, allow_globals=allowed(sha256)) for path, (source, sha256) in sources.items()}
+            new = {path: inspect(source, allow_globals=allowed(sha256)) for path, (source, sha256) in theirs.items()}
             one, other = _together(list(old.values())), _together(list(new.values()))
-            difference = compare(one, other)
+            alone = len(old) == len(new) == 1
+            same = where_it_can(sources[before[0]][0], theirs[after[0]][0], stop=current_watch().stop) if alone else None
+            difference = compare(one, other, same_bytes=same)
     except (SteelyardError, ValueError) as error:
         log.warning("%s: the tensors can't be compared: %s", name, error)
         found.sentences.append(f"{name}: the headers could not be compared ({error})")
@@ -160,8 +167,8 @@ def _add(found: WeightsChange, difference: dict[str, Any], prefix: str) -> None:
     found.tensors = total
 
 
-def _held(site: Site, model: str, locked: LockedModel, path: str, stack: ExitStack) -> Inspection:
-    """From our own proven file; from the Hub at the locked commit where the store does not have it."""
+def _held(site: Site, model: str, locked: LockedModel, path: str, stack: ExitStack) -> tuple[ByteSource, str]:
+    """The bytes and their SHA-256. From our own proven file; from the Hub at the locked commit where the store does not have it."""
     file = next(one for one in locked.files if one.path == path)
     manifest: Manifest = site.manifest(model, locked.commit)
     entry = manifest.get(path)
@@ -169,16 +176,15 @@ def _held(site: Site, model: str, locked: LockedModel, path: str, stack: ExitSta
         try:
             source = site.store.open(manifest, entry)
         except SteelyardError:
-            return _remote(site, model, locked.repo_id, locked.commit, file, stack)
+            return _remote(site, locked.repo_id, locked.commit, file, stack)
         stack.callback(source.close)
         if source.size_bytes == entry.size_bytes:
-            return inspect(source, allow_globals=site.config.models[model].allowed(entry.sha256))
-    return _remote(site, model, locked.repo_id, locked.commit, file, stack)
+            return source, entry.sha256
+    return _remote(site, locked.repo_id, locked.commit, file, stack)
 
 
-def _remote(site: Site, model: str, repo_id: str, commit: str, file: LockedFile, stack: ExitStack) -> Inspection:
+def _remote(site: Site, repo_id: str, commit: str, file: LockedFile, stack: ExitStack) -> tuple[ByteSource, str]:
     settings = site.config.hub
     line = Line(site.hub.endpoint, repo_id, commit, timeout_s=settings.timeout, connections=1)
     stack.callback(line.close)
-    allowed = site.config.models[model].allowed(file.sha256)
-    return inspect(HubFile(lambda: [line], file, patience_s=settings.patience), allow_globals=allowed)
+    return HubFile(lambda: [line], file, patience_s=settings.patience), file.sha256

@@ -1,7 +1,7 @@
 """What is inside a weights file, may it be trusted, does it load. Nothing here imports torch; only the load check's child process does."""
 
 from steelyard.checkpoint.certificate import Certificate, certificate_path, read_certificate, write_certificate
-from steelyard.checkpoint.deep_compare import by_bytes
+from steelyard.checkpoint.deep_compare import by_bytes, where_it_can
 from steelyard.checkpoint.diff import PartDiff, TensorDiff, compare
 from steelyard.checkpoint.inspect import inspect
 from steelyard.checkpoint.inspection import Inspection, StorageInfo, TensorInfo
@@ -37,5 +37,6 @@ __all__ = [
     "signature",
     "signature_from_json",
     "signature_of",
+    "where_it_can",
     "write_certificate",
 ]

@@ -7,9 +7,32 @@ import threading
 from steelyard.checkpoint.diff import SameBytes
 from steelyard.checkpoint.inspection import TensorInfo
 from steelyard.errors import Stopped
-from steelyard.source import ByteSource
+from steelyard.source import BytesFile, ByteSource, LocalFile, read_at
 
 CHUNK_BYTES = 4 * 1024 * 1024
+FETCHED_BYTES = 16 * 1024 * 1024
+"""As much of a file that lies elsewhere may be fetched only to say which of its tensors changed."""
+
+
+def where_it_can(before: ByteSource, after: ByteSource, *, stop: threading.Event | None = None) -> SameBytes | None:
+    """by_bytes(), nothing read before the first tensor asks; None where that would fetch more than FETCHED_BYTES from elsewhere.
+
+    What lies elsewhere and is small is fetched whole, in one request: its tensors one by one could be thousands.
+    """
+    if any(not isinstance(one, LocalFile) and one.size_bytes > FETCHED_BYTES for one in (before, after)):
+        return None
+    ready: list[SameBytes] = []
+
+    def same(a: TensorInfo, b: TensorInfo) -> bool | None:
+        if not ready:
+            ready.append(by_bytes(_at_hand(before), _at_hand(after), stop=stop))
+        return ready[0](a, b)
+
+    return same
+
+
+def _at_hand(source: ByteSource) -> ByteSource:
+    return source if isinstance(source, LocalFile) else BytesFile(source.name, read_at(source, 0, source.size_bytes))
 
 
 def by_bytes(before: ByteSource, after: ByteSource, *, stop: threading.Event | None = None) -> SameBytes:

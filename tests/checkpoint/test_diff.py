@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from steelyard.checkpoint import Inspection, by_bytes, compare, fits, inspect, signature, signature_from_json
+from steelyard.checkpoint import Inspection, by_bytes, compare, fits, inspect, signature, signature_from_json, where_it_can
 from steelyard.checkpoint.diff import part_of
 from steelyard.errors import Stopped
+from steelyard.inspecting import inspect_sources
 from steelyard.source import LocalFile
 
 from .corpus_good import safetensors_saved
@@ -69,6 +70,36 @@ def test_formats_without_checksums_are_unknown_until_their_bytes_are_read(tmp_pa
         stop.set()
         with pytest.raises(Stopped):
             compare(before, after, same_bytes=by_bytes(a, b, stop=stop))
+
+
+def test_inspect_of_two_reads_the_bytes_where_they_cost_little(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(safetensors_saved(BASE))
+    (tmp_path / "b.safetensors").write_bytes(safetensors_saved({**BASE, "vae.w": torch.ones(5)}))
+    row = inspect_sources([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")], None).rows[0]
+    assert (row.facts["changed"], row.facts["unknown"], row.facts["compatible"]) == (["vae.w"], 0, True)
+    here = LocalFile(tmp_path / "a.safetensors")
+
+    class Elsewhere:
+        name, size_bytes, asked = "elsewhere", here.size_bytes, 0
+
+        def readinto(self, offset: int, buffer: memoryview) -> int:
+            self.asked += 1
+            return here.readinto(offset, buffer)
+
+        def close(self) -> None:
+            here.close()
+
+    far = Elsewhere()
+    before = look(tmp_path / "a.safetensors")
+    with LocalFile(tmp_path / "b.safetensors") as near:
+        same = where_it_can(far, near)
+        assert same is not None
+        assert far.asked == 0
+        assert compare(before, look(tmp_path / "b.safetensors"), same_bytes=same).changed == ("vae.w",)
+        assert far.asked == 1
+        far.size_bytes = 1 << 30
+        assert where_it_can(far, near) is None
+    far.close()
 
 
 def test_the_same_weights_in_two_formats_are_the_same(tmp_path: Path) -> None:
