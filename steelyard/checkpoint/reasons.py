@@ -109,26 +109,23 @@ ReasonCode = Literal[
 
 _ORDER: tuple[Verdict, ...] = ("ok", "suspect", "unsupported", "untrusted", "broken", "hostile")
 
-_GROUPS: dict[Verdict, tuple[ReasonCode, ReasonCode]] = {
-    "hostile": ("dangerous-global", "second-directory"),
-    "broken": ("empty", "encrypted"),
-    "untrusted": ("unknown-global", "module-source"),
-    "suspect": ("compressed-storage", "unlisted-tensor"),
-    "unsupported": ("pickle-too-big", "no-loader"),
-    "ok": ("zero-tensors", "allowed-global"),
-}
-
-
-_LOAD_GROUPS: dict[str, tuple[ReasonCode, ReasonCode]] = {
-    "broken": ("values-not-finite", "timeout"),
-    "too-big": ("memory-need", "memory-limit"),
-}
+_GROUPS: tuple[tuple[Verdict, ReasonCode, ReasonCode], ...] = (
+    ("hostile", "dangerous-global", "second-directory"),
+    ("broken", "empty", "encrypted"),
+    ("untrusted", "unknown-global", "module-source"),
+    ("suspect", "compressed-storage", "unlisted-tensor"),
+    ("unsupported", "pickle-too-big", "no-loader"),
+    ("broken", "values-not-finite", "timeout"),
+    ("unsupported", "memory-need", "memory-limit"),  # the load check itself says too-big
+    ("ok", "zero-tensors", "allowed-global"),
+)
+"""Every code stands between the first and the last of one group."""
 
 
 def _spread() -> dict[str, Verdict]:
     codes = get_args(ReasonCode)
     table: dict[str, Verdict] = {}
-    for verdict, (first, last) in _GROUPS.items():
+    for verdict, first, last in _GROUPS:
         for code in codes[codes.index(first) : codes.index(last) + 1]:
             table[code] = verdict
     return table

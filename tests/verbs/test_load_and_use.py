@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from tests.conftest import FILE, World
+from steelyard.checkpoint.reasons import VERDICT_OF, ReasonCode
+from steelyard.loading import load
+from tests.conftest import FILE, REPO, World
 
 torch = pytest.importorskip("torch", reason="the extra steelyard[torch] is not installed")
 
@@ -39,6 +43,27 @@ def test_a_placeholder_in_its_place_does_not_load(held: World) -> None:
     held.weights.write_text("placeholder: download failed")
     done = held.run("load")
     assert (done.code, done.of(FILE)["verdict"]) == (1, "broken")
+
+
+def test_what_the_load_itself_finds_is_a_verdict_and_hides_no_other_file(
+    world: World, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.pt")
+    world.hub.add_revision(REPO, {"a-nan.pt": tmp_path / "nan.pt", "b.pt": checkpoint})
+    world.configure(files='["a-nan.pt", "b.pt"]')
+    assert world.run("download").code == 0
+    done = world.run("load")
+    assert (done.code, done.of("a-nan.pt")["verdict"], done.of("b.pt")["verdict"]) == (1, "broken", "ok")
+    assert done.of("a-nan.pt")["reasons"][0]["code"] == "values-not-finite"
+    slow = world.run("load", "--timeout", "0.01")
+    assert {row["reasons"][0]["code"] for row in slow.rows} == {"timeout"}
+    monkeypatch.setattr("steelyard.checkpoint.load.available_memory", lambda: 1000)
+    small = load(world.site())
+    assert [(row.facts["verdict"], row.exit_code) for row in small.rows] == [("too-big", 1), ("too-big", 1)]
+
+
+def test_every_reason_leads_to_a_verdict() -> None:
+    assert set(VERDICT_OF) == set(get_args(ReasonCode))
 
 
 def test_cuda_where_there_is_none_is_a_sentence(held: World) -> None:
