@@ -19,10 +19,11 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from deployments import underway
 from deployments.children import Child
 from deployments.status_page import StatusPage
 from deployments.webhook import SECRET, secret_of
@@ -40,7 +41,7 @@ PREFECT_YAML = next(
 POOL = "steelyard"
 SERVER_START_S = 240.0
 APPLY_S = 240.0
-STOP_WORKER_S, STOP_SERVER_S = 20.0, 10.0
+STOP_RUNS_S, STOP_WORKER_S, STOP_SERVER_S = 15.0, 15.0, 10.0
 MOST_RESTARTS, WITHIN_S = 3, 600.0
 
 
@@ -97,12 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(host: str, port: int, config: Path, status_port: int | None, *, webhook: bool, wants_json: bool) -> int:
     environment = surroundings(host, port, config)
+    if secret := environment.get("PREFECT_API_AUTH_STRING"):
+        os.environ["PREFECT_API_AUTH_STRING"] = secret  # this process asks the API too
     logs = orchestrator.state_folder() / "logs"
     python = [sys.executable, "-m", "prefect"]
+    name = f"steelyard-{socket.gethostname()}"
     server = Child("server", [*python, "server", "start", "--host", host, "--port", str(port)], environment, logs / "server.log")
     worker = Child(
         "worker",
-        [*python, "worker", "start", "--pool", POOL, "--type", "process", "--name", f"steelyard-{socket.gethostname()}"],
+        [*python, "worker", "start", "--pool", POOL, "--type", "process", "--name", name],
         environment,
         logs / "worker.log",
     )
@@ -118,6 +122,7 @@ def _run(host: str, port: int, config: Path, status_port: int | None, *, webhook
             _await_server(server, environment["PREFECT_API_URL"], stop)
             _say("applying deployments, schedules and automations")
             _apply(environment, logs / "apply.log", stop)
+            _settle(environment["PREFECT_API_URL"], name)
             worker.start()
             if webhook:
                 hook.start()
@@ -129,9 +134,12 @@ def _run(host: str, port: int, config: Path, status_port: int | None, *, webhook
     finally:
         orchestrator.withdraw()
         page.stop()
-        # The worker first: it tells its runs to end while the server is there to record it.
+        # The runs first, then the worker, while the server is there to record it.
         _say("ending the worker and the server")
         hook.stop(2.0)
+        if worker.process is not None and worker.ended() is None:
+            with suppress(OSError, ValueError, KeyError):
+                underway.cancel(environment["PREFECT_API_URL"], POOL, STOP_RUNS_S)
         worker.stop(STOP_WORKER_S)
         server.stop(STOP_SERVER_S)
 
@@ -281,6 +289,14 @@ def _apply(environment: Mapping[str, str], log: Path, stop: _Stop) -> None:
         child.stop(2.0)
     if child.ended() != 0:
         raise CannotRun(name="set-up", why=child.last_lines(3), log=log)
+
+
+def _settle(api_url: str, worker: str) -> None:
+    try:
+        for run in underway.settle(api_url, POOL, worker):
+            _say(f"{run} was under way when the last server ended: its process is gone, and so is its claim")
+    except (OSError, ValueError, KeyError) as error:
+        _say(f"runs that were under way could not be looked at: {error}; their missing heartbeats will tell")
 
 
 def _watch(children: Sequence[Child], stop: _Stop) -> int:
