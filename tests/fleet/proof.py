@@ -9,7 +9,7 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,8 +80,18 @@ def prepare(home: Path, hub: LoopbackHub, models: int) -> Path:
     return config
 
 
-def prove(home: Path, *, runs: int, kills: int, kill_a_server: bool, seed: int, say: Callable[[str], None], within_s: float) -> Proof:
-    """Make the fleet, ask for *runs* downloads of a model each, kill meanwhile, and count what came of it."""
+def prove(
+    home: Path,
+    *,
+    runs: int,
+    kills: int,
+    kill_a_server: bool,
+    seed: int,
+    say: Callable[[str], None],
+    within_s: float,
+    kinds: Sequence[str] = KINDS,
+) -> Proof:
+    """Make the fleet, ask for *runs* downloads of a model each, kill one of *kinds* after the other meanwhile, and count what came of it."""
     chance = random.Random(seed)
     before_s = _cpu_s()
     proof = Proof(runs, bytes_needed=runs * MODEL_BYTES)
@@ -92,7 +102,10 @@ def prove(home: Path, *, runs: int, kills: int, kill_a_server: bool, seed: int, 
             say(f"up: {len(made.servers)} servers, {len(made.workers)} workers; asking for {runs} runs")
             api, began = made.api, time.monotonic()
             idents = [api.start("download-models/on-demand", models=[f"m{number:04}"], config=str(config)) for number in range(runs)]
-            with _killing(made, kills, kill_a_server, chance, proof, hub, say):
+            plan = [kinds[number % len(kinds)] for number in range(kills)]
+            if kill_a_server and len(made.servers) > 1:
+                plan.insert(len(plan) // 2, "server")
+            with _killing(made, plan, chance, proof, hub, say):
                 _await(api, idents, proof, began, within_s, say)
             proof.seconds = round(time.monotonic() - began, 1)
             ended = _runs(api, idents)
@@ -165,7 +178,7 @@ def _slots(api: Api) -> int:
 
 @contextmanager
 def _killing(
-    made: Fleet, kills: int, kill_a_server: bool, chance: random.Random, proof: Proof, hub: LoopbackHub, say: Callable[[str], None]
+    made: Fleet, plan: Sequence[str], chance: random.Random, proof: Proof, hub: LoopbackHub, say: Callable[[str], None]
 ) -> Iterator[None]:
     """Kill while the block runs: a worker alone, a whole machine, one run; each dead worker is started again. The second server once."""
     import threading
@@ -174,9 +187,6 @@ def _killing(
     done: Counter[str] = Counter()
 
     def work() -> None:
-        plan = [KINDS[number % len(KINDS)] for number in range(kills)]
-        if kill_a_server and len(made.servers) > 1:
-            plan.insert(len(plan) // 2, "server")
         # Spread over all of the work, whatever the machine's speed.
         for kind, after in zip(plan, sorted(chance.uniform(0, LAST_KILL * proof.runs) for _ in plan), strict=True):
             while proof.ended < int(after) and not over.is_set():
