@@ -25,7 +25,7 @@ def up(*, host: str | None = None, port: int | None = None, status_port: int | N
     """
     arguments = [
         *(["--host", host] if host else []),
-        *(["--port", str(port)] if port else []),
+        *(["--port", str(port)] if port is not None else []),
         *(["--status-port", str(status_port)] if status_port is not None else []),
         *passed_on(common),
     ]
