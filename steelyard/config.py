@@ -291,8 +291,13 @@ class Config(BaseModel):
 
 
 def config_path(given: Path | None = None) -> Path:
-    """--config, else STEELYARD_CONFIG, else ./steelyard.toml; absolute."""
-    return Path(os.path.abspath((given or Path(os.environ.get("STEELYARD_CONFIG") or DEFAULT_PATH)).expanduser()))
+    """--config, else STEELYARD_CONFIG, else ./steelyard.toml; absolute. :raises ConfigMissing: where the current folder is gone."""
+    path = (given or Path(os.environ.get("STEELYARD_CONFIG") or DEFAULT_PATH)).expanduser()
+    try:
+        return Path(os.path.abspath(path))
+    except FileNotFoundError as error:
+        hint = "the current folder is no longer there: go to another, or give the whole path"
+        raise ConfigMissing(path=str(path), hint=hint) from error
 
 
 def load_config(given: Path | None = None) -> Config:

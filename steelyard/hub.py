@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from steelyard.config import HubConfig
-from steelyard.errors import AccessDenied, BadAnswer, Gone, OtherSide, Unreachable
+from steelyard.errors import AccessDenied, BadAnswer, Gone, OtherSide, Unreachable, UsageError
 from steelyard.lock import LockedFile
 from steelyard.names import check_names
 from steelyard.published import files_of, is_commit, names_it, of_sibling, page_of, without_page
+from steelyard.units import http_url
 from steelyard.watch import current_watch
 
 if TYPE_CHECKING:
@@ -74,8 +75,14 @@ class Hub:
 
     @property
     def api(self) -> HfApi:
+        """:raises UsageError: when HF_ENDPOINT is no address; only who asks the Hub is told."""
         if self._api is None:
             import os
+
+            try:
+                http_url(self.endpoint)
+            except ValueError as error:
+                raise UsageError(why=f"HF_ENDPOINT in the environment: {error}", hint="correct or unset HF_ENDPOINT") from error
 
             # The library freezes its settings when it is first imported; telemetry is not ours to send.
             os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

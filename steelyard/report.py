@@ -127,7 +127,7 @@ def columns(report: Report) -> list[str]:
     wanted = _COLUMNS.get(report.command, ())
     there = [key for key in wanted if any(row.facts.get(key) not in (None, "", ()) for row in report.rows)]
     place = [key for key in ("model", "file", "copy") if any(getattr(row, key) for row in report.rows)]
-    if report.command in {"disk-watch", "init"}:
+    if report.command in {"disk-watch", "init", "inspect"}:
         place = ["path"]
     return [*place, "result", *there, *(["remark"] if any(_remark(row) for row in report.rows) else [])]
 
@@ -176,19 +176,31 @@ def _remark(row: Row) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """What is told below the table, a line each: the aspects of a weights file one by one, and how to allow what it needs."""
+    """What is told below the table, a line each: how two files differ, the aspects of a weights file one by one, how to allow what it needs."""
+    lines = [line for row in report.rows if report.command == "inspect" and "added" in row.facts for line in _difference(row.facts)]
     judged = [row for row in report.rows if "aspects" in row.facts]
     if not judged:
-        return []
+        return lines
     from steelyard.checkpoint.verdict import told
 
-    lines = []
     for row in judged:
         name = row.file or row.path
         lines.append(f"{name}: {told(row.facts)}")
         if hint := row.facts.get("hint"):
             lines.append(f"{name}: {hint}")
     return lines
+
+
+def _difference(facts: Mapping[str, Any]) -> list[str]:
+    kinds = {kind: facts[kind] or [] for kind in ("added", "removed", "reshaped", "retyped", "changed")}
+    lines = []
+    for kind, names in kinds.items():
+        told = [f"{name} ({facts['details'][name]})" if name in facts["details"] else name for name in names[:10]]
+        if names:
+            lines.append(f"{kind}, {len(names)}: {', '.join(told)}{' …' if len(names) > 10 else ''}")
+    if facts["unknown"]:
+        lines.append(f"unknown, {facts['unknown']}: no checksum tells whether they changed, and their bytes were not read")
+    return lines if any(kinds.values()) or facts["unknown"] else ["no tensor differs"]
 
 
 def summary(report: Report) -> str:

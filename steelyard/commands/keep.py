@@ -94,6 +94,8 @@ def load(
     sign
         An Ed25519 private key (PEM) to sign the certificates with; else the config's.
     """
+    if not 0 < timeout < 10**9:
+        raise UsageError(why=f"--timeout {timeout:g}: a time-out is a number of seconds above 0", hint="leave it out for 600 seconds")
     return Call("load", common.config, {"models": models, "device": device, "timeout_s": timeout, "sign": sign and sign.absolute()})
 
 

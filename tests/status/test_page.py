@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from steelyard.page.picture import Picture, gather
 from steelyard.page.write import render, write_page
+from steelyard.publishing import publish_status
 from steelyard.status import status
 from tests.conftest import clean_environment
 from tests.status.scenes import Scene
@@ -70,6 +72,18 @@ def test_the_command_writes_one_file_that_asks_for_nothing(tmp_path: Path) -> No
     assert text.lower().startswith("<!doctype html>") and "an older one" not in text
     for word in ("<script", "http://", " src=", "url(", "@import", "@font-face"):
         assert word not in text.replace("https://s3.example.org", ""), word
+
+
+def test_a_device_or_a_pipe_is_never_replaced_by_the_page(tmp_path: Path) -> None:
+    site = Scene(tmp_path / "w", 1).build().site()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (pipe, tmp_path):
+        report = status(site)
+        publish_status(site, report, html=place, metrics=place)
+        assert [error.code for error in report.errors] == ["refused", "refused"]
+        assert "left as it is" in report.errors[0].message
+    assert pipe.is_fifo()
 
 
 def test_names_of_strangers_are_only_text(tmp_path: Path) -> None:

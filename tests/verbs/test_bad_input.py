@@ -52,7 +52,17 @@ def test_an_unknown_copy_names_the_known_ones(world: World, arguments: list[str]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["verify", "--nope"], ["verify", "--quick", "--deep"], ["load", "--device", "tpu"], ["nosuch"], ["restore"], ["inspect"]]
+    "arguments",
+    [
+        ["verify", "--nope"],
+        ["verify", "--quick", "--deep"],
+        ["load", "--device", "tpu"],
+        ["load", "--timeout", "-1"],
+        ["load", "--timeout", "nan"],
+        ["nosuch"],
+        ["restore"],
+        ["inspect"],
+    ],
 )
 def test_wrong_usage_is_exit_2_in_json_too(world: World, arguments: list[str]) -> None:
     done = world.run(*arguments)
@@ -102,6 +112,17 @@ def test_no_network_is_exit_4_and_what_is_held_stays_usable(world: World) -> Non
     updates = world.run("check-updates")
     assert updates.code == 4
     assert updates.rows[0]["verdict"] == "unreachable"
+
+
+def test_an_hf_endpoint_that_is_no_address_stops_only_who_asks_the_hub(world: World) -> None:
+    assert world.run("download").code == 0
+    world.environment["HF_ENDPOINT"] = "huggingface.co"
+    for command in (["check-updates"], ["update", "mvdream"], ["inspect", f"hf://{REPO}/{FILE}"]):
+        done = world.run(*command)
+        assert done.code == 2, command
+        assert "HF_ENDPOINT" in done.errors[0]["message"]
+    for command in (["verify"], ["status"], ["backup"], ["restore", "mvdream"]):
+        assert world.run(*command).code == 0, command
 
 
 def test_no_space_is_refused_before_the_first_byte(world: World) -> None:
