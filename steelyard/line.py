@@ -156,7 +156,7 @@ class Line:
             if known := self._etags.get((file.path, address.born)):
                 headers["if-range"] = f'"{known}"'
         try:
-            answer = self._get(address.url, headers)
+            answer = self._followed(address.url, headers)
             try:
                 stream = self._check(answer, file, start, end, whole=whole, address=address)
             except BaseException:
@@ -170,6 +170,17 @@ class Line:
             trouble.address = address.born
             raise
 
+    def _followed(self, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
+        """The answer where redirects end: an address may lead on (http to https, one CDN to another). Whatever follows is sent no token."""
+        for _ in range(MAX_REDIRECTS):
+            answer = self._get(url, headers)
+            if answer.status not in MOVED:
+                return answer
+            answer.close()
+            url = _redirected(url, answer.headers.get("location", ""))
+            headers = {key: value for key, value in headers.items() if key != "authorization"}
+        raise Trouble(CONDITION["redirects"])
+
     def _get(self, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
         with troubles():
             return self._pool.request(
@@ -179,8 +190,6 @@ class Line:
     def _check(self, answer: BaseHTTPResponse, file: LockedFile, start: int, end: int, *, whole: bool, address: Address | None) -> Stream:
         """The body, when the answer's head says that it is what was asked for. :raises Trouble:"""
         status, headers = answer.status, answer.headers
-        if status in MOVED:
-            raise Trouble(CONDITION["redirects"], status=status)
         if status not in {200, 206}:
             asked_wait_s = retry_after({key.lower(): value for key, value in headers.items()})
             raise Trouble(reaction_to(status), status=status, retry_after_s=asked_wait_s)

@@ -47,6 +47,8 @@ def fetch_by_library(line: Line, file: LockedFile, staging: Path, *, patience_s:
     Nothing is resumed but what the client itself keeps; that is what this way costs.
     :raises Corrupt, OtherSide, Stopped:
     """
+    from huggingface_hub import constants
+
     scratch = make_folder(staging / f"library-{file.etag[:20]}")
     watch = current_watch()
     with watch.job(f"download {file.path} by huggingface_hub", file.size_bytes) as job:
@@ -58,7 +60,13 @@ def fetch_by_library(line: Line, file: LockedFile, staging: Path, *, patience_s:
             "local_dir": str(scratch),
         }
         # The token reaches the child as it reached us, by the environment or the stored login, and never by the command line.
-        env = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(scratch / "home")}
+        env = {
+            **os.environ,
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": str(scratch / "home"),
+            "HF_TOKEN_PATH": constants.HF_TOKEN_PATH,  # else it would be looked for below that HF_HOME
+        }
         child = subprocess.Popen(
             [sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
         )

@@ -201,6 +201,41 @@ def test_a_wait_is_read_in_every_form_it_is_asked_for(headers: dict[str, str], s
     assert retry_after(headers) == seconds
 
 
+class LeadsOn(Ranged):
+    """An address that leads on once more, as one does from http to https, or from one CDN to another."""
+
+    seen: list[str | None]
+
+    def do_HEAD(self) -> None:
+        self.moved(f"http://localhost:{self.server.server_address[1]}/first?x")  # type: ignore[str-bytes-safe]
+
+    def do_GET(self) -> None:
+        if "/resolve/" in self.path:
+            self.do_HEAD()
+        elif self.path.startswith("/first"):
+            self.seen.append(self.headers.get("Authorization"))
+            self.moved("/second?x")
+        else:
+            self.seen.append(self.headers.get("Authorization"))
+            super().do_GET()
+
+    def moved(self, to: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", to)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def test_an_address_that_leads_on_is_followed_without_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    seen: list[str | None] = []
+    with serving(type("Chain", (LeadsOn,), {"seen": seen})) as endpoint:
+        fetched = fetch([line_to(endpoint)], LOCKED, tmp_path / "staging", tmp_path / "quarantine", connections=2, patience_s=2)
+        assert fetched.entry.sha256 == LOCKED.sha256
+        assert line_to(endpoint).small(LOCKED) == WEIGHTS
+    assert set(seen) == {None}
+
+
 class SendsNowhere(Ranged):
     """A redirect whose address is none."""
 
