@@ -14,7 +14,7 @@ from steelyard.config import HubConfig
 from steelyard.errors import AccessDenied, BadAnswer, Gone, OtherSide, Unreachable, UsageError
 from steelyard.lock import LockedFile
 from steelyard.names import check_names
-from steelyard.published import files_of, is_commit, names_it, of_sibling, page_of, without_page
+from steelyard.published import files_of, is_absent, is_commit, of_sibling, page_of, without_page
 from steelyard.units import http_url
 from steelyard.watch import current_watch
 
@@ -103,7 +103,9 @@ class Hub:
         try:
             told = self._by_page(repo_id, revision)
         except (Gone, BadAnswer) as error:
-            found = None if names_it(error) else without_page(self, repo_id, revision, patterns or ())
+            # A 404 without a word more is what a repo that is gone looks like too.
+            absent = isinstance(error, BadAnswer) and is_absent(error)
+            found = without_page(self, repo_id, revision, patterns or ()) if absent else None
             if found is None:
                 raise
             told = Listing(repo_id, revision, *found)
@@ -214,7 +216,7 @@ def status_error(who: str, repo_id: str, status: int, headers: dict[str, str]) -
         return Gone(who=repo_id, why=f"{why} ({said})", what=what, hint="check repo_id, revision and files in the config")
     if status in WEATHER_STATUS or status >= 520:
         return Unreachable(who=who, why=f"it answers {said}", retry_after_s=retry_after(lower))
-    return BadAnswer(who=who, why=f"it answers {said}", hint=NO_HUB)
+    return BadAnswer(who=who, why=f"it answers {said}", status=status, hint=NO_HUB)
 
 
 def retry_after(headers: dict[str, str]) -> float | None:

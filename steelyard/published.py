@@ -24,6 +24,7 @@ PATHS_AT_ONCE = 500
 HEADS_AT_ONCE = 8
 MOST_HEADS = 2000
 """A repo of more files is not asked for one by one."""
+NO_SUCH_ENDPOINT = frozenset({400, 405, 501})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -40,7 +41,7 @@ def page_of(hub: Hub, repo_id: str, revision: str) -> Any:
     try:
         return page(revision)
     except (Gone, BadAnswer) as error:
-        if revision != "main" or names_it(error):
+        if revision != "main" or not is_absent(error):
             raise
         try:
             return page(None)
@@ -48,9 +49,11 @@ def page_of(hub: Hub, repo_id: str, revision: str) -> Any:
             raise error from None
 
 
-def names_it(error: BaseException) -> bool:
-    """Whether the Hub itself says what is not there; else it may be the endpoint that is not."""
-    return isinstance(error, Gone) and bool(getattr(error, "what", ""))
+def is_absent(error: BaseException) -> bool:
+    """Whether the endpoint that was asked may be what is not there. Not where the Hub says what it lacks, and not where a web page answers."""
+    if isinstance(error, Gone):
+        return not error.facts.get("what")
+    return isinstance(error, BadAnswer) and error.facts.get("status") in NO_SUCH_ENDPOINT
 
 
 def without_page(hub: Hub, repo_id: str, revision: str, patterns: Sequence[str]) -> tuple[str, tuple[LockedFile, ...]] | None:

@@ -161,6 +161,9 @@ dir = "."
 def test_a_hub_that_lacks_some_of_the_api_will_do(tmp_path: Path, has: set[str], lacking: int, *, named: bool) -> None:
     with modest_site(tmp_path, named=named, has=has, lacking=lacking) as site:
         report = download(site)
+        if not has and lacking == 404:
+            assert (report.exit_code, codes(report), left_behind(site)) == (4, ["gone"], []), "so does a repo look that is gone"
+            return
         assert report.ok, codes(report)
         assert all((site.store.root / name).read_bytes() == data for name, data in FILES.items())
         locked = site.locked_model("m")
@@ -201,6 +204,15 @@ def test_a_hub_that_takes_a_question_and_never_answers_is_left(tmp_path: Path) -
 def test_a_name_or_size_that_is_none_is_no_answer_of_a_hub(path: object, size: object) -> None:
     with pytest.raises(BadAnswer):
         locked_file(path, size, "a" * 64, None)
+
+
+def test_a_web_page_instead_of_the_api_is_no_api_that_is_lacking(tmp_path: Path) -> None:
+    class Portal(Modest):
+        def tell(self, way: str, what: object) -> None:
+            self.reply(200, b"<!doctype html>")
+
+    with modest_site(tmp_path, named=True, tell=Portal.tell) as site, pytest.raises(BadAnswer):
+        proposal(site, "m")
 
 
 def test_an_address_that_is_signed_for_get_alone_is_asked_by_get(tmp_path: Path) -> None:
