@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from steelyard.copies.base import Copy
-from steelyard.errors import BadRecord, Missing, SteelyardError, UsageError
+from steelyard.copies.mount import MountReplica
+from steelyard.errors import BadRecord, Missing, NotWhole, SteelyardError, UsageError
+from steelyard.fetch import is_right
 from steelyard.lock import LockedFile, LockedModel
 from steelyard.manifest import FileEntry, Manifest
+from steelyard.pieces import digest_source
 from steelyard.published import is_commit
 from steelyard.site import Site
+from steelyard.source import LocalFile
+from steelyard.watch import current_watch
 
 log = logging.getLogger("steelyard")
 
@@ -65,11 +71,39 @@ def known_manifest(site: Site, model: str, commit: str, locked: LockedModel | No
             return replace(found, files=tuple(entry for entry in found.files if entry.path in agreed)), False
         log.warning("no record of our own vouches for %s at %s: it is taken on the word of %s", model, commit[:8], name)
         return found, False
+    if agreed is not None:
+        for name, copy in copies.items():
+            if isinstance(copy, MountReplica) and (proven := _proven_by_the_lock(site, copy, model, locked)) is not None:
+                log.warning("%s: the manifest in %s is lost or damaged; every file there is what was agreed on", model, name)
+                return proven, False
     if problem is not None:
         raise problem
     if own.files:
         return own, True
     raise Missing(path=f"{model} at {commit[:12]}", hint=f"no copy that can be read now has it; run: steelyard download {model}")
+
+
+def _proven_by_the_lock(site: Site, copy: MountReplica, model: str, locked: LockedModel | None) -> Manifest | None:
+    """The manifest made anew from a drive's plain files, each read and proven by the digest that was agreed on; None where one does not prove right."""
+    if locked is None:
+        return None
+    manifest = Manifest(model, locked.repo_id, locked.revision, locked.commit, ())
+    if not all(copy.path_of(manifest, file.path).is_file() for file in locked.files):
+        return None
+    watch = current_watch()
+    for file in locked.files:
+        try:
+            with (
+                LocalFile(copy.path_of(manifest, file.path)) as source,
+                watch.job(f"prove {file.path} in {copy.name}", file.size_bytes) as job,
+            ):
+                digests = digest_source(source, stop=watch.stop, on_bytes=partial(watch.advance, job), git=True)
+        except NotWhole:
+            return None
+        if not is_right(file, digests):
+            return None
+        manifest = manifest.with_file(FileEntry.of(file.path, digests, file.etag))
+    return manifest
 
 
 def _agrees(entry: FileEntry | None, file: LockedFile) -> bool:

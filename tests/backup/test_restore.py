@@ -71,6 +71,26 @@ def test_a_lost_lock_is_made_anew_from_what_was_proven(bereft: World, checkpoint
     assert bereft.run("verify").code == 0
 
 
+@pytest.mark.parametrize("how", ["damaged", "lost"])
+def test_plain_files_and_the_lock_are_enough_where_every_manifest_is_gone(bereft: World, checkpoint: Path, how: str) -> None:
+    """Much more important than backup is restore: the files on the drive are whole, and the lock says what they must be."""
+    manifest = snapshot(bereft) / "manifest.json"
+    if how == "damaged":
+        bereft.flip(manifest, 100)
+    else:
+        manifest.unlink()
+    bereft.hub.down()
+    done = bereft.run("restore", "mvdream", "--from", "usb")
+    assert (done.code, done.of(FILE)["sources"]) == (0, ["usb"])
+    assert bereft.weights.read_bytes() == checkpoint.read_bytes()
+    assert bereft.run("verify").code == 0 == bereft.run("repair", "--copy", "usb").code
+    assert bereft.run("verify", "--copy", "usb").code == 0
+    bereft.flip(snapshot(bereft) / FILE, 5)
+    bereft.flip(manifest, 100)
+    shutil.rmtree(bereft.models)
+    assert (bereft.run("restore", "mvdream", "--from", "usb").code, bereft.weights.exists()) == (1, False)
+
+
 @pytest.mark.parametrize("name", ["../../outside.pt", "/etc/outside.pt", ".steelyard/target.json", "a/../../b", "con.pt", "x\\y"])
 def test_a_manifest_that_names_a_file_outside_is_refused(bereft: World, name: str) -> None:
     tamper(bereft, lambda record: record["files"].append({**record["files"][0], "path": name}))
