@@ -124,7 +124,13 @@ def _repair_file(
         except Archived as error:
             return None, error
         except (NotWhole, OtherSide) as error:
-            return _row(where, manifest, entry, "beyond-repair", 0, (), finding, 1, error.message), error
+            row = _row(where, manifest, entry, "beyond-repair", 0, (), finding, 1, error.message)
+            if isinstance(error, Unreachable) and "hub" in sources:
+                here = [one for one in sources if one != "hub"]
+                with contextlib.suppress(NotWhole, OtherSide):
+                    # Once more without the Hub: it says which bytes nobody else has.
+                    row = run(mend_file, site, name, manifest, trusted, entry, finding, here, dry_run, running)
+            return row, error
 
 
 def _repair_parity(site: Site, where: Copy, manifest: Manifest, report: Report, run: Run) -> None:

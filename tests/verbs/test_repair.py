@@ -131,6 +131,7 @@ def test_a_hub_that_is_away_stops_no_file_that_can_be_mended_without_it(several:
     done = several.run("repair")
     assert (done.code, [error["code"] for error in done.errors]) == (1, ["unreachable"])
     assert {row["file"]: row["action"] for row in done.rows} == {"a.bin": "beyond-repair", FILE: "repaired", "z.bin": "repaired"}
+    assert done.of("a.bin")["lost_ranges"] == [[0, 5000]]
     assert sha256(several.weights) == right
     several.hub.up()
     assert several.run("repair").of("a.bin")["sources"] == ["hub"]
