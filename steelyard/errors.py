@@ -179,6 +179,8 @@ class BadRecord(NotWhole):
     """{path} can't be relied on: {why}"""
 
     code = "bad-record"
+    sealed: bool = False
+    """Its own digest is right, what it says is not: nobody's accident."""
     hint = "take it back from git or from a replica; what it describes was not touched"
 
 

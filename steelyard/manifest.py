@@ -119,11 +119,11 @@ class Manifest:
             files = tuple(_entry(item) for item in record["files"])
             manifest = cls(record["model"], record["repo_id"], record["revision"], record["commit"], files, record["created_at"])
         except (KeyError, TypeError, ValueError) as error:
-            raise BadRecord(path=str(where), why="it is not a manifest") from error
+            raise BadRecord(path=str(where), why="it is not a manifest", sealed=True) from error
         check_names((entry.path for entry in files), where)
         for entry in files:
             if len(entry.pieces) != -(-entry.size_bytes // entry.piece_bytes):
-                raise BadRecord(path=str(where), why=f"the pieces of {entry.path} do not add up to its size")
+                raise BadRecord(path=str(where), why=f"the pieces of {entry.path} do not add up to its size", sealed=True)
         # Fills the property: readable JSON of 10,000 files takes a few tenths of a second to make, in every round that finds nothing to do.
         manifest.__dict__["_sealed"] = data
         return manifest

@@ -64,14 +64,14 @@ def known_manifest(site: Site, model: str, commit: str, locked: LockedModel | No
             continue
         if agreed is not None and not all(_agrees(found.get(path), file) for path, file in agreed.items()):
             log.warning("the manifest in %s contradicts the lock and is not used", name)
-            problem = BadRecord(path=f"{name}: {model}/{commit[:12]}", why="it contradicts the lock")
+            problem = BadRecord(path=f"{name}: {model}/{commit[:12]}", why="it contradicts the lock", sealed=True)
             continue
         if agreed is not None:
             # What the lock does not name was not agreed on, whatever a replica's manifest adds.
             return replace(found, files=tuple(entry for entry in found.files if entry.path in agreed)), False
         log.warning("no record of our own vouches for %s at %s: it is taken on the word of %s", model, commit[:8], name)
         return found, False
-    if agreed is not None:
+    if agreed is not None and not (isinstance(problem, BadRecord) and problem.sealed):
         for name, copy in copies.items():
             if isinstance(copy, MountReplica) and (proven := _proven_by_the_lock(site, copy, model, locked)) is not None:
                 log.warning("%s: the manifest in %s is lost or damaged; every file there is what was agreed on", model, name)
