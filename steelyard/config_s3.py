@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from steelyard.errors import UnsafeName
 from steelyard.names import check_name
 from steelyard.pace import Window
 from steelyard.units import AbsolutePath, Duration, Part, Rate, Size, Url, Wrong
 
+_BUCKET = re.compile(r"[A-Za-z0-9.\-_]{1,255}|arn:[^\s/]+(?:[/:][A-Za-z0-9.\-_]+)*")
+"""What boto3 takes for the name of a bucket, or of an access point."""
+
+
+def _bucket(name: str) -> str:
+    if not _BUCKET.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a bucket")
+    return name
+
+
 UploadWindow = Annotated[Window, BeforeValidator(Window.parse)]
 
 
 class S3Config(Part):
     kind: Literal["s3"]
-    bucket: Annotated[str, Field(min_length=1)]
+    bucket: Annotated[str, Field(min_length=1), AfterValidator(_bucket)]
     prefix: str = ""
     endpoint_url: Url | None = None
     region: str | None = None

@@ -71,6 +71,11 @@ def listed(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _without_userinfo(url: str) -> str:
+    """Some people write a password into an address; it is in no message."""
+    return re.sub(r"//[^/]*@", "//…@", url)
+
+
 def http_url(text: str) -> str:
     """*text* where it is the address of an http server. :raises ValueError:"""
     try:
@@ -79,7 +84,7 @@ def http_url(text: str) -> str:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f'{text!r} is not an address; write it as "https://host"')
+        raise ValueError(f'{_without_userinfo(text)!r} is not an address; write it as "https://host"')
     return text
 
 

@@ -132,7 +132,7 @@ def _mapped(who: str, bucket: str, code: str, status: int, message: str, headers
     if code in WRONG_REGION or status in {301, 307}:
         region = headers.get("x-amz-bucket-region", "")
         hint = f'set region = "{region}" for this replica' if region else "set region (or endpoint_url) of this replica to the bucket's"
-        return Refused(why=f"{who}: the bucket is in another region{f', {region}' if region else ''}", hint=hint)
+        return OtherSide(who=who, why=f"the bucket is in another region{f', {region}' if region else ''}", hint=hint)
     if code in DENIED:
         why, hint = DENIED[code]
         return AccessDenied(who=who, why=why, hint=hint)

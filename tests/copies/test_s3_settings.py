@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from contract import PART, Bytes, S3Kind, entry_of, manifest_of, reader_of
+from pydantic import ValidationError
 
 from steelyard.config import S3Config
 from steelyard.copies.base import Look
@@ -28,6 +29,32 @@ SMALL = random.Random(7).randbytes(200_000)
 LARGE = random.Random(8).randbytes(PART + 70_000)
 ONE, TWO = entry_of("small.bin", SMALL), entry_of("weights.pt", LARGE)
 MANIFEST = manifest_of(ONE, TWO)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"endpoint_url": "not a url"}, "not an address"),
+        ({"endpoint_url": "ftp://s3.example.org"}, "not an address"),
+        ({"endpoint_url": "http://"}, "not an address"),
+        ({"endpoint_url": "s3.example.org"}, "not an address"),
+        ({"endpoint_url": "http://u:secret@s3.example.org:99999"}, "not an address"),
+        ({"bucket": "two words/and a path"}, "no name of a bucket"),
+        ({"bucket": "s3://weights"}, "no name of a bucket"),
+        ({"bucket": ""}, "at least 1 character"),
+    ],
+)
+def test_an_address_or_a_bucket_that_can_be_none_is_an_error_of_the_config(wrong: dict[str, str], says: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        S3Config(**{"kind": "s3", "bucket": "weights"} | wrong)  # type: ignore[arg-type]
+    told = str([one["msg"] for one in caught.value.errors()])
+    assert says in told and "secret" not in told
+
+
+def test_what_boto3_takes_for_a_bucket_is_taken() -> None:
+    point = "arn:aws:s3:eu-west-1:123456789012:accesspoint/my-point"
+    for bucket in ("weights", "w.e-i_G", point):
+        assert S3Config(kind="s3", bucket=bucket, endpoint_url="HTTPS://[::1]:9000/base").bucket == bucket
 
 
 def sent(kind: S3Kind, proxy: S3Proxy, *, refused: bool = True) -> list[Seen]:

@@ -228,8 +228,8 @@ def test_an_endpoint_that_is_away_is_told_within_seconds(tmp_path: Any, monkeypa
         ("", 403, AccessDenied),
         ("RequestTimeTooSkewed", 403, AccessDenied),
         ("ExpiredToken", 400, AccessDenied),
-        ("PermanentRedirect", 301, Refused),
-        ("AuthorizationHeaderMalformed", 400, Refused),
+        ("PermanentRedirect", 301, OtherSide),
+        ("AuthorizationHeaderMalformed", 400, OtherSide),
         ("QuotaExceeded", 403, Refused),
         ("SlowDown", 503, Unreachable),
         ("InternalError", 500, Unreachable),
@@ -271,7 +271,7 @@ def test_each_refusal_is_a_sentence_with_what_to_do(
     bucket = S3Kind("http://127.0.0.1:9", "weights", "p", tmp_path, None).copy().bucket
     message = "Bucket is missing Object Lock Configuration" if code == "InvalidRequest" else "as it says"
     response = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers}}
-    with pytest.raises((AccessDenied, Gone, Refused)) as caught, bucket.errors():
+    with pytest.raises((AccessDenied, Gone, Refused, OtherSide)) as caught, bucket.errors():
         raise theirs.ClientError(response, "PutObject")  # type: ignore[arg-type]
     assert says in caught.value.message and hint in caught.value.hint and "\n" not in caught.value.message
 
