@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +26,11 @@ READ_BYTES = 1 << 18
 """What is read and digested at once: it is still in the processor's cache then."""
 MOMENT_S = 0.5
 """For so long at most a slow line is listened to before somebody asks whether the run is to stop."""
+SILENCE_BEFORE_S = 3.0
+SILENCES = 4
+SILENT_S = 60.0
+"""A store that has lost bytes may send some, think for seconds and break off, time and again: SeaweedFS takes a quarter of an hour for a piece of 8 MiB
+so. After so many answers in a row that fell silent for so long, and so long in all, the piece is one that can't be had [s]."""
 FULL_SPEED = Throttle()
 
 
@@ -102,17 +108,26 @@ class S3Source:
             raise self._asleep()
         patience = Patience(self._patience_s)
         digest = blake3()
-        done = 0
+        done = silences = 0
+        began = time.monotonic()
         while done < len(view):
             try:
-                done = self._some(offset, view, done, patience, digest)
+                done, fell_silent = self._some(offset, view, done, patience, digest)
             except Unreachable as error:
                 if not patience.endure(Trouble(Reaction("weather", what=error.message), retry_after_s=error.retry_after_s), self._watch):
                     raise
+                continue
+            silences = silences + 1 if fell_silent else 0
+            if silences >= SILENCES and time.monotonic() - began >= SILENT_S:
+                why = f"of {self.seen.key} it sends a little from byte {offset + done} on, falls silent and breaks off, time and again"
+                raise Unreachable(who=self.bucket.who, why=why)
         return digest.hexdigest()
 
-    def _some(self, offset: int, view: memoryview, done: int, patience: Patience, digest: blake3) -> int:
-        """Read on from *done* as far as one answer goes. :raises Unreachable: when it breaks off; what came before counts."""
+    def _some(self, offset: int, view: memoryview, done: int, patience: Patience, digest: blake3) -> tuple[int, bool]:
+        """Read on from *done* as far as one answer goes, and whether it fell silent and broke off there; what came before counts.
+
+        :raises Unreachable: when nothing came.
+        """
         first, last = offset + done, offset + len(view) - 1
         try:
             answer, sent = self._ranges.ask(first, last, self._watch, self._patience_s)
@@ -122,10 +137,11 @@ class S3Source:
         if begins != str(first):
             answer.close()
             raise BadAnswer(who=self.bucket.who, why=f"asked for bytes from {first} on it sent another range ({sent or 'none'})")
-        body, at = Stream(answer, first, last + 1), done
+        body, at, asked = Stream(answer, first, last + 1), done, 0.0
         try:
             while at < len(view):
                 self._watch.check()
+                asked = time.monotonic()
                 got, trouble = body.fill(view[at : at + READ_BYTES], MOMENT_S)
                 if got:
                     digest.update(view[at : at + got])
@@ -138,10 +154,11 @@ class S3Source:
             if at == done:
                 raise Unreachable(who=self.bucket.who, why=str(trouble)) from trouble
             # Bytes came: go on behind them at once.
+            return at, time.monotonic() - asked >= SILENCE_BEFORE_S
         finally:
             body.close()
             self.bucket.came(at - done)
-        return at
+        return at, False
 
     def _refused(self, told: Told) -> Exception:
         if told.kind == "missing":

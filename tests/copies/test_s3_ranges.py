@@ -6,12 +6,14 @@ import random
 from typing import Any
 
 import pytest
-from contract import PIECE, S3Kind, entry_of, manifest_of
+from contract import PIECE, S3Kind, build, entry_of, manifest_of
 
-from steelyard.copies import s3_ranges
+from steelyard.copies import s3_ranges, s3_source
+from steelyard.copies.base import Look
 from steelyard.copies.s3_source import S3Source
 from steelyard.errors import BadAnswer, Missing
 from steelyard.source import read_at
+from steelyard.standins.s3_proxy import S3Proxy, cut_down
 
 pytestmark = pytest.mark.s3
 FILE = "weights.pt"
@@ -96,3 +98,23 @@ def test_an_object_that_changes_or_goes_between_two_ranges_is_an_error_and_no_mi
     s3.delete(MANIFEST, FILE)
     with pytest.raises(Missing):
         read_at(source, 20, 10)
+
+
+def test_a_piece_that_comes_in_drops_with_a_silence_after_each_is_given_up_and_named(
+    far: S3Kind, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SeaweedFS does with bytes that rotted below it: a quarter of a MiB, 13 s of silence, the end, and so on for each try."""
+    far.write(MANIFEST, FILE, DATA)
+    monkeypatch.setattr(s3_source, "SILENCE_BEFORE_S", 0.0)
+    monkeypatch.setattr(s3_source, "SILENT_S", 0.0)
+    proxy.fault(cut_down(1000), method="GET", key=FILE, times=s3_source.SILENCES)
+    found = build(far.spec() | {"settings": far.spec()["settings"] | {"connections": 1}}).judge(MANIFEST, ENTRY, Look("deep"))
+    assert (found.verdict, found.bad_ranges) == ("unreadable", (ENTRY.ranges[0],))
+    assert proxy.count("GET", key=FILE) == s3_source.SILENCES + len(ENTRY.pieces) - 1
+
+    # Fewer than that are waited out, and bytes that keep coming are never given up.
+    proxy.fault(cut_down(1000), method="GET", key=FILE, times=s3_source.SILENCES - 1)
+    assert far.copy().judge(MANIFEST, ENTRY, Look("deep")).ok
+    monkeypatch.setattr(s3_source, "SILENCE_BEFORE_S", 3.0)
+    proxy.fault(cut_down(1000), method="GET", key=FILE, times=4 * s3_source.SILENCES)
+    assert far.copy().judge(MANIFEST, ENTRY, Look("deep")).ok
