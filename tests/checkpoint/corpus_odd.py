@@ -140,7 +140,7 @@ def _many_entries() -> bytes:
 
 
 def _long_pickle() -> bytes:
-    return zip_of([Part("a/data.pkl", pickled(b"](" + b"N" * 3_000_000 + b"e"))])
+    return zip_of([Part("a/data.pkl", pickled(b"](" + b"N" * 3_000_000 + b"e")), Part("a/version", b"3\n")])
 
 
 def _other(title: str, code: str, data: bytes) -> None:

@@ -50,7 +50,8 @@ def test_the_nightly_round_takes_what_is_drop_in_and_scanned_clean_and_carries_i
     assert (held.usb / "mvdream" / new).is_dir()
     run = api.latest("keep-models")
     assert {task["name"] for task in api.tasks(run["id"])} >= {"hold mvdream to the plan that was approved", f"switch mvdream to {new[:8]}"}
-    told = until(lambda: events_of(api, run["id"]), 20, "the events")
+    # They are stored one by one.
+    told = until(lambda: found if len(found := events_of(api, run["id"])) > 1 else None, 30, "both events")
     assert sorted(told) == ["steelyard.update.applied", "steelyard.update.available"]
     again = held.module("keep_models")
     assert again.code == 0
