@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from steelyard import orchestrator
 from steelyard.config import load_config
-from steelyard.errors import SteelyardError, Stopped
+from steelyard.errors import Busy, SteelyardError, Stopped
 from steelyard.orchestrator import answers as answers
 from steelyard.report import Report, summary
 from steelyard.verbs import VERBS, Call, run_locally
@@ -51,6 +52,8 @@ FLOWS = {
 STOPPED = "Stopped by hand; the next run goes on from here."
 
 MOST_TAGS = 12
+BESIDE_S, LOOK_S = 600.0, 5.0
+"""How long a run that is taken up again waits for its first try to end, and how often it looks."""
 
 
 @dataclass
@@ -184,7 +187,8 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
                 every = () if _names_models(options) or len(site.config.models) > MOST_TAGS else tuple(site.config.models)
                 tag_run(context, {"steelyard", verb, *options.tags, *every})
                 opened = site
-                report = remembered(opened, verb, lambda: work(opened))
+                again = (context.flow_run.run_count or 0) > 1
+                report = remembered(opened, verb, lambda: once_free(lambda: work(opened), again=again))
         except (KeyboardInterrupt, Stopped):
             log.warning("stopped; the next run goes on from here")
             return Cancelled(message=STOPPED)
@@ -205,6 +209,21 @@ def perform(verb: str, options: Options, work: Callable[[Site], Report]) -> Stat
         if keep_report(context.flow.name, report) and site is not None:
             keep_state(site)
     return report if report.ok else Failed(message=sentence(report))
+
+
+def once_free(work: Callable[[], Report], *, again: bool) -> Report:
+    """*work* done, and done *again* after a wait where another run holds its lock: a run that was taken up again meets its own first try, whose process
+    outlived the worker that started it. That one does the work; this one finds it done. A run's first try is refused at once, like a command.
+    """
+    ends, told = time.monotonic() + BESIDE_S, False
+    while True:
+        report = work()
+        if not again or time.monotonic() > ends or not any(isinstance(error, Busy) for error in report.errors):
+            return report
+        if not told:
+            log.info("this run was begun before, and its first try may be at it still: waiting for it to end")
+            told = True
+        time.sleep(LOOK_S)
 
 
 def _say_cancelled(run: UUID) -> None:

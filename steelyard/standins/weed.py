@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Self
 
 START_S = 60.0
+_TAKEN = ("address already in use", "Port allocation failed")
+"""What it says where another program was quicker to take a port: before it starts, or while it does."""
 _PORTS = (
     "s3.port",
     "s3.port.grpc",
@@ -99,12 +101,12 @@ class SeaweedServer:
 
     def start(self) -> None:
         """Start it on free ports; on others where somebody was quicker to take one of them."""
-        for attempt in range(3):
+        for left in reversed(range(6)):
             try:
                 self._start()
                 return
             except RuntimeError as error:
-                if attempt == 2 or "address already in use" not in str(error):
+                if not left or not any(said in str(error) for said in _TAKEN):
                     raise
 
     def _start(self) -> None:

@@ -80,6 +80,7 @@ def test_imports_point_one_way() -> None:
                 "steelyard/line.py",
                 "steelyard/hub_client.py",
                 "steelyard/published.py",
+                "steelyard/xet.py",
                 "steelyard/doctor/hub.py",
                 "flows/demo.py",
             },
@@ -389,3 +390,32 @@ def test_what_a_start_is_asked_reaches_the_program_that_it_becomes(
     assert isinstance(asked, Direct)
     asked.make()
     assert became == [(module, arguments)]
+
+
+def test_a_run_that_is_taken_up_again_waits_for_its_first_try_and_another_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is gone, the process that it started is not: what was begun again finds the lock held, and later the work done."""
+    from flows import engine
+    from steelyard.errors import Busy, NoSpace
+    from steelyard.report import Report
+
+    waited: list[float] = []
+    monkeypatch.setattr(engine.time, "sleep", waited.append)
+
+    def locked_for(times: int, error: Exception) -> list[Report]:
+        reports = [Report("download") for _ in range(times + 1)]
+        for one in reports[:-1]:
+            one.errors.append(error)  # type: ignore[arg-type]
+        return reports
+
+    busy = locked_for(3, Busy(what="store m", holder="another"))
+    left = iter(busy)
+    assert engine.once_free(lambda: next(left), again=True) is busy[-1]
+    assert len(waited) == 3
+    left = iter(busy)
+    assert engine.once_free(lambda: next(left), again=False) is busy[0]
+    full = locked_for(1, NoSpace(place="/", free="0", need="1", short="1"))
+    assert engine.once_free(lambda: full[0], again=True) is full[0], "only a lock is waited for"
+    monkeypatch.setattr(engine, "BESIDE_S", -1.0)
+    left = iter(busy)
+    assert engine.once_free(lambda: next(left), again=True) is busy[0], "and not for ever"
+    assert len(waited) == 3
