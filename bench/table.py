@@ -75,11 +75,12 @@ def as_text(rows: Sequence[Row]) -> str:
 def as_markdown(rows: Sequence[Row], about: dict[str, Any], command: str) -> str:
     """The page docs/bench.md."""
     behind = [row for row in rows if not row.is_limit and row.ratio > 1.02]
+    again = f", {about['again']}" if about.get("again") else ""
     lines = [
         "# Beside the others",
         "",
         f"Measured on {about['date']}: {about['cores']} cores, {about['memory_gib']} GiB of memory, {about['system']}, Python {about['python']}. "
-        f"Everything in one run of `{command}`; contenders take turns, medians. Made by it; do not edit.",
+        f"Everything in one run of `{command}`{again}; contenders take turns, medians. Made by it; do not edit.",
         "",
         "*of the peer's*: our time (or bytes) divided by theirs, below 1 we are ahead. A *limit* (dd, cat, curl) reads or writes and proves nothing.",
         "",
