@@ -56,7 +56,7 @@ START_UP = "Python starts in 0.2 to 0.4 s before the work begins"
 RECORDS = "the records of all files are read and checked before the first is looked at"
 S3_REASONS = {
     "download": "every piece is proven; the peers prove nothing",
-    "nothing to do": "botocore reads the listing on one core",
+    "nothing to do": "Python starts, and reads the records of all files",
 }
 """By how the race's title begins."""
 
