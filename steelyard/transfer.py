@@ -30,8 +30,14 @@ ROUND_TRIPS = 20
 AHEAD_BYTES = MIB // 2
 """Where more than this waits to be read, the line is quicker than we are: waiting for a first byte costs nothing then, and what was asked for
 and is not on the disk yet is what a kill loses."""
+QUICK_CONNECTIONS = 2
+"""So many take turns at such a line, one receiving while the other writes; the rest wait until it is slower again."""
+AT_STAKE_BYTES = 16 * MIB
+"""And so much they may have asked for together: few long requests cost less than many short ones, and a kill loses no more."""
 BLOCK_S = 2.0
 """On a slow line a block is written and journaled after this time, however little it is: a kill costs seconds, not megabytes."""
+MOMENT_S = 0.25
+"""What arrives is counted, and a stop is heeded, this often."""
 IGNORED_RANGES_ALLOWED = 2
 """How often a server may answer a range with the whole file before it is believed that it knows no ranges."""
 
@@ -65,6 +71,8 @@ class Transfer:
         self._left_bytes = 0
         self._connections = 1
         self._span_bytes = LEAST_SPAN_BYTES
+        self._asked_bytes = 0
+        self._quick = False
         self._ignored = 0
         self._taker: int | None = None
         self._active = threading.Condition(self._lock)
@@ -80,8 +88,8 @@ class Transfer:
             self._left_bytes = sum(end - start for start, end in missing)
             self._connections = max(1, min(connections, -(-self._left_bytes // LEAST_SPAN_BYTES)))
             self.patience.connections = self._connections
-            self._taker, self._active_count = None, self._connections
-            futures = [executor.submit(self._connection) for _ in range(self._connections)]
+            self._taker, self._active_count, self._asked_bytes = None, self._connections, 0
+            futures = [executor.submit(self._connection, number) for number in range(self._connections)]
             try:
                 wait(futures)
             except BaseException:
@@ -94,28 +102,35 @@ class Transfer:
 
     # --- sharing the work out
 
-    def _take(self) -> Range | None:
-        """The next range from the front; shorter at the end, so that all connections end together."""
+    def _take(self, number: int) -> Range | None:
+        """The next range from the front for connection *number*; shorter at the end, so that all connections end together."""
         with self._lock:
+            while self._quick and number >= QUICK_CONNECTIONS and self._todo and self._taker is None:
+                self._active.wait(0.2)
+                self._check()
             if not self._todo or self._taker is not None:
                 return None
             start, end = self._todo.pop()
-            fair = self._left_bytes // (2 * self._connections)
-            most = max(LEAST_SPAN_BYTES, min(self._span_bytes, fair))
+            fair = self._left_bytes // (2 * (min(self._connections, QUICK_CONNECTIONS) if self._quick else self._connections))
+            most = min(self._span_bytes, fair, AT_STAKE_BYTES - self._asked_bytes if self._quick else fair)
+            most = max(LEAST_SPAN_BYTES, most)
             # A range ends where a block does: blocks of full size are what the journal is made for.
             cut = min(end, max((start + most) // BLOCK_BYTES, start // BLOCK_BYTES + 1) * BLOCK_BYTES)
             if cut < end:
                 self._todo.append((cut, end))
             self._left_bytes -= cut - start
+            self._asked_bytes += cut - start
             return start, cut
 
     def _learn(self, first_byte_s: float, whole_s: float, count: int, waiting_bytes: int) -> None:
         """From one request: how much is worth asking for at once."""
         body_s = max(whole_s - first_byte_s, 1e-4)
         with self._lock:
-            if waiting_bytes > AHEAD_BYTES:
-                self._span_bytes = LEAST_SPAN_BYTES
+            self._quick = waiting_bytes > AHEAD_BYTES
+            if self._quick:
+                self._span_bytes = AT_STAKE_BYTES // min(self._connections, QUICK_CONNECTIONS)
                 return
+            self._active.notify_all()
             wanted = ROUND_TRIPS * first_byte_s * count / body_s
             self._span_bytes = int(min(SPAN_BYTES, max(LEAST_SPAN_BYTES, (self._span_bytes + wanted) / 2)))
 
@@ -133,11 +148,13 @@ class Transfer:
 
     # --- one connection
 
-    def _connection(self) -> None:
+    def _connection(self, number: int) -> None:
         try:
             self._buffers.mine = self._hot.buffer()
-            while (span := self._take()) is not None and self._bring(*span):
+            while (span := self._take(number)) is not None and self._bring(*span):
                 self.partial.start_writing(span[0], span[1] - span[0])
+                with self._lock:
+                    self._asked_bytes -= span[1] - span[0]
         except _Leave:
             pass
         except BaseException as error:  # noqa: BLE001 - run() raises it once every connection has ended
@@ -203,9 +220,11 @@ class Transfer:
             try:
                 # One block fills the buffer, in as many reads as the line wants, and is written in one go.
                 while filled < len(block) and (skip or time.monotonic() < until):
-                    got = stream.readinto(block[filled:])
+                    got, ended = stream.fill(block[filled:], MOMENT_S)
                     filled += got
                     self._count(got, new=not skip)
+                    if ended is not None:
+                        raise ended
                     self._check()
             finally:
                 # What a broken connection brought is worth keeping too.

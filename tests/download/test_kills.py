@@ -14,9 +14,11 @@ import pytest
 
 from steelyard import staging
 from steelyard.download import download
+from steelyard.errors import Range
 from steelyard.site import Site
 from steelyard.staging import partial_paths
 from steelyard.standins.hub import LoopbackHub
+from steelyard.transfer import Transfer
 
 from .world import FILE, MIB, REPO, WEIGHTS, got, left_behind, make_site, run, sha256
 
@@ -78,9 +80,19 @@ def test_of_a_line_that_is_quicker_than_we_are_little_is_asked_for_at_once(
         honest(partial, offset, data)
 
     monkeypatch.setattr(staging.Partial, "write", slow)
+    shared = Transfer._take
+    at_once = []
+
+    def seen(transfer: Transfer, number: int) -> Range | None:
+        taken = shared(transfer, number)
+        at_once.append(transfer._asked_bytes)
+        return taken
+
+    monkeypatch.setattr(Transfer, "_take", seen)
     assert run(make_site(tmp_path, hub, patience=20, timeout=10), BIG).ok
+    assert max(at_once) <= AGAIN_BYTES
     spans = [[int(text) for text in (one.range or "").removeprefix("bytes=").split("-")] for one in hub.requests if one.range]
-    assert max(last - first + 1 for first, last in spans) <= AGAIN_BYTES // 4
+    assert len(spans) < len(BIG) // (4 * MIB)
 
 
 def test_being_killed_again_and_again_still_comes_to_an_end(hub: LoopbackHub, tmp_path: Path) -> None:
