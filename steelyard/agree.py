@@ -98,8 +98,12 @@ def _check_no_overlap(site: Site, model: str, locked: LockedModel) -> None:
             key=f"models.{model}.dir",
             why="its repo has a model_info.json, which would be overwritten; give it a dir",
         )
+    folder = _folded(site, model)
     for other, held in site.lock().models.items():
         if other == model or other not in site.config.models:
+            continue
+        its = _folded(site, other)
+        if not (folder.startswith(its) or its.startswith(folder)):
             continue
         for file in held.files:
             path = site.store.path_of_model(other, file.path)
@@ -107,3 +111,8 @@ def _check_no_overlap(site: Site, model: str, locked: LockedModel) -> None:
                 raise ConfigBroken(
                     path=str(site.path), key=f"models.{model}.dir", why=f"models.{other} writes {path} too; give one of them another dir"
                 )
+
+
+def _folded(site: Site, model: str) -> str:
+    """The folder of *model* as text that ends in a slash, where case does not count."""
+    return f"{site.config.folder(model)}/".casefold()

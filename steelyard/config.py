@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -279,8 +280,13 @@ class Config(BaseModel):
 
     def folder(self, model: str) -> Path:
         """The folder of *model* in the store."""
-        below = self.models[model].dir or model
-        return self.store.models if below == "." else self.store.models / check_name(below)
+        below = self._below[model]
+        return self.store.models if below is None else self.store.models / below
+
+    @cached_property
+    def _below(self) -> dict[str, PurePosixPath | None]:
+        """Each model's folder below the store; None: the store itself."""
+        return {name: None if model.dir == "." else check_name(model.dir or name) for name, model in self.models.items()}
 
     def chosen(self, names: tuple[str, ...] | list[str]) -> list[str]:
         """*names*, or every model when there are none. :raises UnknownModel:"""

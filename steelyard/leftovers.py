@@ -38,13 +38,15 @@ def wanted_partials(site: Site, staging: Path) -> set[Path]:
 
 def orphans(site: Site, staging: Path) -> Iterator[Path]:
     """Files in *staging* that no run will go on with: hidden ones of a process that has ended at once, the others after a day."""
-    wanted = wanted_partials(site, staging)
+    wanted: set[Path] | None = None  # it takes a look at every model, and as a rule nothing lies there
     for path in files_in(staging.parent, staging.name):
         if hidden := _HIDDEN.fullmatch(path.name):
             if not _runs(int(hidden["pid"])):
                 yield path
         elif path.suffix in _OURS and is_old(path):
             ended = path.suffix == ".journal" and not path.with_suffix(".partial").exists()
+            if wanted is None:
+                wanted = wanted_partials(site, staging)
             if ended or path not in wanted:
                 yield path
 

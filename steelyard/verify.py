@@ -53,6 +53,8 @@ def verify(site: Site, models: Sequence[str] = (), *, copy: str = "store", look:
             for model in chosen:
                 with report.collecting():
                     report.rows += judge_model(site, model, name, look, run)
+            if name == "store":
+                report.rows += _judge_info(site, chosen)
     if look.depth == "quick":
         report.extra["note"] = "quick: size, times and presence only; no byte was read, no verdict is better than the last proof"
     return report.close()
@@ -90,11 +92,18 @@ def _judge_store(site: Site, model: str, locked: LockedModel, look: Look, run: R
         found = run(judge_by_lock, site, model, locked, batch)
         rows += [finding_row(site.store, manifest, path, finding, locked.commit) for path, finding in found.items()]
     rows += _judge_snapshot(site, site.store, manifest, locked, look, run)
-    info = site.store.root / "model_info.json"
-    if manifest.files and not site.store.model_info_holds(site.held_manifests()):
-        why = "it is not what the manifests say; nothing reads it as truth, and download writes it anew"
-        rows.append(Row(model, "model_info.json", "store", str(info), {"verdict": "stale", "why": why}, 1))
     return rows
+
+
+def _judge_info(site: Site, models: Sequence[str]) -> list[Row]:
+    """A row for each of *models* that the store holds, where model_info.json is not what all the manifests say; one look for all of them."""
+    held = site.held_manifests()
+    if not any(manifest.files for manifest in held) or site.store.model_info_holds(held):
+        return []
+    why = "it is not what the manifests say; nothing reads it as truth, and download writes it anew"
+    facts = {"verdict": "stale", "why": why}
+    path = site.store.model_info_path
+    return [Row(one.model, path.name, "store", str(path), facts, 1) for one in held if one.model in models and one.files]
 
 
 def finish_switch(site: Site, model: str) -> None:
