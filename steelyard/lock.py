@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from steelyard.disk import read_regular, write_atomically
 from steelyard.errors import BadRecord
-from steelyard.manifest import record_digest, utc_now
+from steelyard.manifest import holds_its_digest, record_digest, utc_now
 from steelyard.names import check_names
 
 VERSION = 1
@@ -94,18 +96,18 @@ def read_lock(path: Path) -> Lock:
     except OSError as error:
         raise BadRecord(path=str(path), why=error.strerror or "it can't be read") from error
     try:
-        record = json.loads(data)
+        record = orjson.loads(data)
         if record["steelyard_lock"] != VERSION:
             raise BadRecord(path=str(path), why=f"its version is {record['steelyard_lock']!r}, we read {VERSION}")
         models = {name: locked_from_record(item, path, name) for name, item in record["models"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadRecord(path=str(path), why="it is not a lock file", hint="take it back from git, or from a replica's manifest") from error
     return Lock(models)
 
 
 def locked_from_record(item: Mapping[str, Any], where: Path, name: str = "the model") -> LockedModel:
     """One entry of a lock. :raises BadRecord: when it fails its own digest. :raises ValueError, KeyError: when it is none."""
-    if item.get("digest") != record_digest(item):
+    if not holds_its_digest(item):
         hint = f"take {where.name} back from git; to agree on another version run: steelyard update {name}"
         raise BadRecord(path=str(where), why=f"the entry of {name} was changed or damaged", hint=hint)
     files = tuple(

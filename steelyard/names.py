@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -65,6 +66,22 @@ def check_names(names: Iterable[str], root: object = "the folder") -> None:
 
     :raises UnsafeName: at the first that can't be used; also when one name is a folder of another.
     """
+    listed = tuple(names)
+    if not _are_fit(listed):
+        _check_names(listed, str(root))
+
+
+@functools.lru_cache(maxsize=4)
+def _are_fit(names: tuple[str, ...]) -> bool:
+    """Remembered: a round reads the same names in the lock and in the manifest of every copy."""
+    try:
+        _check_names(names, "")
+    except UnsafeName:
+        return False
+    return True
+
+
+def _check_names(names: tuple[str, ...], root: str) -> None:
     seen: dict[str, str] = {}
     folders: dict[str, str] = {}
     for name in names:
@@ -73,11 +90,11 @@ def check_names(names: Iterable[str], root: object = "the folder") -> None:
         folded = name.casefold()
         other = seen.setdefault(folded, name)
         if other != name:
-            raise UnsafeName(name=name, root=str(root), why=f"it is {other!r} where case does not count")
+            raise UnsafeName(name=name, root=root, why=f"it is {other!r} where case does not count")
         while (folded := folded.rpartition("/")[0]) and folded not in folders:
             folders[folded] = name
     for folder in folders.keys() & seen.keys():
-        raise UnsafeName(name=folders[folder], root=str(root), why=f"{seen[folder]!r} is a file and can't be its folder")
+        raise UnsafeName(name=folders[folder], root=root, why=f"{seen[folder]!r} is a file and can't be its folder")
 
 
 def confine(root: Path, name: str) -> Path:
