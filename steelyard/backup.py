@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field
-
-from blake3 import blake3
 
 from steelyard.abilities import refuse_what_does_not_fit
 from steelyard.backup_rows import bad_there, tell, tell_of_traffic, tell_plan
@@ -24,6 +22,7 @@ from steelyard.parity import lacks_parity, make_parity
 from steelyard.pieces import MIB, in_threads
 from steelyard.protection import check_copies, skipped, tell_of_the_shelf, warn_of_weakness
 from steelyard.report import Report, Row
+from steelyard.settled import is_settled, settle
 from steelyard.site import Site
 from steelyard.space import Need, check_room
 from steelyard.steps import Run, run_here
@@ -153,31 +152,13 @@ def _plan(site: Site, model: str, replica: Copy, run: Run) -> Plan:
     absent = [file.path for file in locked.files if manifest.get(file.path) is None]
     if absent:
         raise Missing(path=f"{model}: {absent[0]}", hint=f"the store is not complete; run: steelyard download {model}")
-    if isinstance(replica, FolderCopy) and _is_settled(site, replica, manifest, manifest.files):
+    if is_settled(site, replica, manifest, manifest.files):
         return Plan(manifest, {}, True)
     there = run(look_at_replica, site, replica.name, manifest)
     todo = [entry for entry in manifest.files if there[entry.path].verdict == "missing"]
     if isinstance(replica, FolderCopy):
         check_room([Need(replica.root, replica.need_bytes(manifest, todo))])
     return Plan(manifest, there, False, todo)
-
-
-def _is_settled(site: Site, copy: FolderCopy, manifest: Manifest, entries: Sequence[FileEntry]) -> bool:
-    """Whether sizes, times and inodes are as they were when all of it was last proven: one question to the history, a stat a file."""
-    kept = site.history.state(copy.name, manifest.model, manifest.commit)
-    return bool(kept) and kept == _word(copy.stats(manifest, entries))
-
-
-def _word(stats: Mapping[str, str]) -> str:
-    return blake3("\n".join(f"{path}\0{stat}" for path, stat in stats.items()).encode(errors="surrogatepass")).hexdigest() if stats else ""
-
-
-def _settle(site: Site, copy: FolderCopy, manifest: Manifest, entries: Sequence[FileEntry]) -> None:
-    """Remember what *entries* look like, if each still looks as it did when it was proven."""
-    now = copy.stats(manifest, entries)
-    proofs = site.history.latest_of(copy.name, manifest.model, manifest.commit) if now else {}
-    if now and all((proof := proofs.get(one.path)) and proof.finding.ok and proof.finding.stat == now[one.path] for one in entries):
-        site.history.keep_state(copy.name, manifest.model, manifest.commit, _word(now))
 
 
 def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: dict[tuple[str, str], Finding], run: Run) -> None:
@@ -193,7 +174,7 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
     # Files that are not read for copying are read for their own sake: a backup never passes over a source that has rotted.
     idle = [entry for entry in manifest.files if entry.path not in todo and (model, entry.path) not in proven]
     small = [entry for entry in manifest.files if entry.size_bytes < MIB]
-    store_settled = _is_settled(site, site.store, manifest, small)
+    store_settled = is_settled(site, site.store, manifest, small)
     if store_settled:
         idle = [entry for entry in idle if entry.size_bytes >= MIB]
     for batch in batches(idle):
@@ -211,6 +192,8 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
         whole = all(one.error is None for one in carried)
         if whole and not plan.settled:
             run(seal_snapshot, site, replica.name, manifest)
+        elif plan.settled and (bucket := bucket_of(site, replica.name)) is not None:
+            bucket.abort_orphans()
         if whole and lacks_parity(replica, manifest):
             with report.collecting():
                 protected = run(make_parity, site, replica.name, manifest, "store")
@@ -226,10 +209,10 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
         else:
             carried += [Carried(path, "refused") for path in sorted(todo - done)]
             report.errors.append(error)
-    if whole and isinstance(replica, FolderCopy) and not plan.settled:
-        _settle(site, replica, manifest, manifest.files)
+    if whole and not plan.settled:
+        settle(site, replica, manifest, manifest.files)
     if whole and not store_settled:
-        _settle(site, site.store, manifest, small)
+        settle(site, site.store, manifest, small)
     facts = {"commit": manifest.commit, "bytes": sum(one.bytes_written for one in carried), "seconds": round(time.monotonic() - began, 3)}
     if isinstance(replica, MountReplica):
         facts["drive"] = replica.drive.ident()

@@ -31,7 +31,7 @@ from steelyard.manifest import FileEntry, Manifest
 from steelyard.money import Shape
 from steelyard.names import OURS
 from steelyard.pieces import in_threads
-from steelyard.records import is_record
+from steelyard.records import is_record, record_names
 from steelyard.watch import current_watch
 
 READY_PATIENCE_S = 5.0  # ready() tells soon that a store is away; work under way is more patient
@@ -110,6 +110,17 @@ class S3Replica:
     def snapshot_listing(self, manifest: Manifest) -> dict[str, int]:
         """Path -> size of every object of a snapshot, records and strays too, as the store has them now: one request a thousand files."""
         return {path: size for path, (size, _) in self._listings.of(manifest, fresh=True).items()}
+
+    def stats(self, manifest: Manifest, entries: Sequence[FileEntry]) -> dict[str, str]:
+        """Size and ETag of each of *entries* and of the records, by path; empty when one is not there, or the files are too few for a listing."""
+        if len(manifest.files) < SWEEP_FROM_FILES:
+            return {}
+        there = self._listings.of(manifest)
+        found = {entry.path: f"{entry.size_bytes}:{there.get(entry.path, (0, ''))[1]}:" for entry in entries}
+        if any(there.get(entry.path, (-1, ""))[0] != entry.size_bytes for entry in entries):
+            return {}
+        names = record_names(manifest).values()
+        return found | {f"/{name}": there[name][1] for name in names} if all(name in there for name in names) else {}
 
     # --- bring
 

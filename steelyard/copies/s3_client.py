@@ -11,6 +11,7 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -24,6 +25,7 @@ from steelyard.watch import Watch, current_watch
 from steelyard.weather import Patience, Reaction, Trouble
 
 if TYPE_CHECKING:
+    from botocore.loaders import Loader
     from mypy_boto3_s3.client import S3Client
 
 PATIENCE_S = 150.0
@@ -173,6 +175,7 @@ class Bucket:
 
         settings = self.settings
         core = botocore.session.get_session()
+        core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
         core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
         session = boto3.session.Session(botocore_session=core)
         style: Literal["path", "virtual", "auto"] = "path" if settings.endpoint_url else "auto"
@@ -206,6 +209,17 @@ class Bucket:
         remember_requests(client)
         read_pages(client)
         return client
+
+
+def _loader(data_path: str | None) -> Loader:
+    """botocore's own loader of API models; to know that there is an S3 it looks into each of its 900 folders, twice."""
+    from botocore.loaders import create_loader
+
+    loader = create_loader(data_path)
+    loader.list_available_services = lambda type_name: [  # type: ignore[method-assign]
+        folder.name for path in map(Path, loader.search_paths) if path.is_dir() for folder in path.iterdir()
+    ]
+    return loader
 
 
 def _timestamp(value: str) -> datetime:
