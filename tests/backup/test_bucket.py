@@ -23,6 +23,7 @@ from steelyard.standins.hub import LoopbackHub
 from steelyard.standins.s3_proxy import S3Proxy
 from steelyard.standins.weed import SeaweedServer, find_weed
 from steelyard.target import target
+from steelyard.traffic import bucket_of
 from steelyard.verify import verify
 from tests.backup.conftest import FILE, next_commit
 from tests.conftest import World
@@ -292,3 +293,27 @@ def test_many_small_files_go_several_at_once_and_one_that_rotted_stops_no_other(
     assert len([key for key in keys(server, prefix) if key.endswith(".bin")]) == 59
     done = report.extra["traffic"]["s3"]["requests"]
     assert done["put"] <= 59 + 6 and done["head"] < 30, "a listing, not a HEAD for each"
+
+
+def test_a_round_with_nothing_to_do_is_a_listing_and_looks_again_at_whatever_moved(
+    server: SeaweedServer, bucket: Configure, world: World, hub: LoopbackHub
+) -> None:
+    hub.add_revision("MVDream/MVDream", {f"part-{number:02}.bin": bytes([number]) * 2000 for number in range(20)})
+    prefix = bucket(files='["*.bin"]')
+    assert download(world.site()).ok
+    assert all(backup(world.site()).ok for _ in range(2))
+    commit = world.site().lock().models["mvdream"].commit
+    assert world.site().history.state("s3", "mvdream", commit), "all of it is known by one word"
+    site = world.site()
+    assert {row.outcome for row in backup(site).rows} == {"unchanged"}
+    replica = bucket_of(site, "s3")
+    assert replica is not None
+    assert set(replica.bucket.requests) <= {"list_objects_v2", "list_multipart_uploads"}
+    assert sum(replica.bucket.requests.values()) <= 4
+    sums = f"{prefix}/mvdream/{commit}/SHA256SUMS"
+    client_of(server).delete_object(Bucket="weights", Key=sums)
+    assert backup(world.site()).ok
+    assert sums in keys(server, prefix)
+    client_of(server).put_object(Bucket="weights", Key=f"{prefix}/mvdream/{commit}/part-07.bin", Body=bytes(2000))
+    assert backup(world.site()).exit_code == 1
+    assert not world.site().history.state("s3", "mvdream", commit)
