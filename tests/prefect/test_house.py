@@ -82,7 +82,7 @@ def test_imports_point_one_way() -> None:
                 "steelyard/published.py",
                 "steelyard/xet.py",
                 "steelyard/doctor/hub.py",
-                "flows/demo.py",
+                "flows/demo_acts.py",
             },
         ),
     ],
