@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+import orjson
+
 from steelyard.disk import gb
 from steelyard.errors import SteelyardError
 from steelyard.report import Report, cells, columns, remarks, summary
@@ -134,10 +136,11 @@ def _bars() -> Iterator[tuple[Progress, Callable[[Job, bool], None]]]:
 def show_json(report: Report) -> None:
     """The one document. Where stdout can't write a letter, or a file's name is no Unicode, in ASCII with escapes: JSON all the same."""
     document = report.as_json()
-    text = json.dumps(document, indent=2, ensure_ascii=False)
     try:
+        # Ten thousand rows take json 0.2 s where it indents.
+        text = orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
+    except (TypeError, UnicodeEncodeError):
         text = json.dumps(document, indent=2)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
