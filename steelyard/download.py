@@ -12,6 +12,7 @@ from steelyard.clean import clean
 from steelyard.disk import device_of, gb
 from steelyard.errors import NoSpace, NotLoadable, SteelyardError, Untrusted
 from steelyard.fetch import SMALL_BYTES
+from steelyard.fstab import refuse_bare
 from steelyard.held import look_at_held
 from steelyard.into_store import Action, Got, blob_of, fetch_file, fetch_small_files
 from steelyard.lock import LockedFile, LockedModel
@@ -48,6 +49,8 @@ def download(site: Site, models: Sequence[str] = (), *, locked: bool = False, ru
     report = Report("download")
     for model in site.config.chosen(list(models)):
         with report.collecting():
+            # Both places before the first byte: a view that can't be made is no reason to find out after ten gigabytes.
+            refuse_bare(site.hub_cache.root)
             site.store.ready(write=True)
             with site.writing("store", [model], "download"):
                 report.extra["swept"] = (Swept(**report.extra.get("swept", {})) + sweep(site)).as_json()

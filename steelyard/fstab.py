@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from steelyard.disk import mount_at
+from steelyard.errors import MountAbsent
 
 FSTAB = Path("/etc/fstab")
 
@@ -18,3 +19,9 @@ def not_mounted(path: Path) -> Path | None:
     places = [fields[1].replace("\\040", " ") for fields in lines if len(fields) > 1]
     points = [Path(place) for place in places if place.startswith("/") and place != "/"]
     return next((point for point in points if path.is_relative_to(point) and mount_at(point) is None), None)
+
+
+def refuse_bare(path: Path) -> None:
+    """Before anything is written at *path*. :raises MountAbsent: where its drive is not mounted."""
+    if point := not_mounted(path):
+        raise MountAbsent(why=f"nothing is mounted at {point}, which {FSTAB} names: {path} would lie on the drive below it")

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from steelyard.copies.base import Finding
-from steelyard.errors import Range
+from steelyard.errors import MountAbsent, Range
+from steelyard.fstab import refuse_bare
 
 _SCHEMA = """
 create table if not exists proofs (
@@ -78,12 +79,14 @@ class History:
         connection: sqlite3.Connection | None = None
         try:
             if write:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if not self.path.parent.is_dir():
+                    refuse_bare(self.path)
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
                 connection = sqlite3.connect(self.path, timeout=10)
                 connection.executescript(_SCHEMA)
             elif self.path.exists():
                 connection = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=10)
-        except (sqlite3.Error, OSError):
+        except (sqlite3.Error, OSError, MountAbsent):
             connection = None
         try:
             yield connection

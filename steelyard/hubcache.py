@@ -15,6 +15,7 @@ from steelyard.copies.base import Brought, CopyKind, ProvenReader, corrupt
 from steelyard.copies.folder import FolderCopy
 from steelyard.disk import device_of, errors_of, fsync_folder, make_folder, probe_write, publish, read_regular, write_atomically
 from steelyard.errors import Refused
+from steelyard.fstab import refuse_bare
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.names import OURS, confine
 from steelyard.pieces import in_threads
@@ -37,6 +38,7 @@ class HubCache(FolderCopy):
 
     def ready(self, *, write: bool) -> None:
         if write:
+            refuse_bare(self.root)
             make_folder(self.root)
             probe_write(self.root)
             make_folder(self.ours)

@@ -16,9 +16,9 @@ from steelyard.config import Config
 from steelyard.config_edit import ConfigEdit, plan_edit
 from steelyard.copies.base import Finding
 from steelyard.disk import device_of, existing_parent, gb, make_folder, mount_at, probe_write, write_atomically
-from steelyard.errors import BadRecord, Missing, MountAbsent, Refused, SteelyardError, UsageError
+from steelyard.errors import BadRecord, Missing, Refused, SteelyardError, UsageError
 from steelyard.former import formers, mark, write_former
-from steelyard.fstab import FSTAB, not_mounted
+from steelyard.fstab import refuse_bare
 from steelyard.history import History
 from steelyard.hubcache import HubCache
 from steelyard.manifest import seal, unseal
@@ -98,8 +98,7 @@ def _refuse_places(old: Path, to: Path, link: bool) -> None:
         raise Refused(why=f"{to} is a file", hint="name a folder that is empty or not there yet")
     if link and mount_at(old) is not None:
         raise Refused(why=f"{old} is a mount point and can't become a link", hint="leave --link away: the config then names the new place")
-    if point := not_mounted(to):
-        raise MountAbsent(why=f"nothing is mounted at {point}, which {FSTAB} names: {to} would lie on the drive below it")
+    refuse_bare(to)
     found = {path.name for path in to.iterdir()} - {"lost+found"} if to.is_dir() else set()
     if found and not _is_ours(to, here):
         hint = "name a folder that is empty or not there yet; steelyard adopt takes over weights that lie about"

@@ -13,6 +13,7 @@ from steelyard.copies.base import CopyKind
 from steelyard.copies.folder import FolderCopy
 from steelyard.disk import existing_parent, make_folder, probe_write, read_regular, write_atomically
 from steelyard.errors import BadRecord, Missing, ReadOnly, Refused
+from steelyard.fstab import refuse_bare
 from steelyard.manifest import Manifest, unseal
 from steelyard.names import confine
 
@@ -39,8 +40,12 @@ class Store(FolderCopy):
         return confine(self.config.folder(model), path)
 
     def ready(self, *, write: bool) -> None:
-        """:raises ReadOnly: when the models folder can't be made or written. :raises Missing: when there is no store yet to read."""
+        """:raises MountAbsent: when its drive is not mounted. :raises ReadOnly: when the models folder can't be made or written.
+
+        :raises Missing: when there is no store yet to read.
+        """
         if write:
+            refuse_bare(self.root)
             if self.root.exists() and not self.root.is_dir():
                 raise ReadOnly(place=str(self.root), why="it is not a folder")
             self._is_still_here()
