@@ -81,7 +81,7 @@ class History:
             if write:
                 if not self.path.parent.is_dir():
                     refuse_bare(self.path)
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 connection = sqlite3.connect(self.path, timeout=10)
                 connection.executescript(_SCHEMA)
             elif self.path.exists():
