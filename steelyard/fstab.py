@@ -21,7 +21,12 @@ def not_mounted(path: Path) -> Path | None:
     return next((point for point in points if path.is_relative_to(point) and mount_at(point) is None), None)
 
 
+def bare(point: Path, path: Path) -> str:
+    """Why nothing may be written at *path*, whose mount point not_mounted() found."""
+    return f"nothing is mounted at {point}, which {FSTAB} names: {path} would lie on the drive below it"
+
+
 def refuse_bare(path: Path) -> None:
     """Before anything is written at *path*. :raises MountAbsent: where its drive is not mounted."""
     if point := not_mounted(path):
-        raise MountAbsent(why=f"nothing is mounted at {point}, which {FSTAB} names: {path} would lie on the drive below it")
+        raise MountAbsent(why=bare(point, path))

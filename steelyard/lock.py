@@ -6,6 +6,7 @@ so that a slip of the hand or a bad merge is noticed, and merging two branches t
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -96,7 +97,8 @@ def read_lock(path: Path) -> Lock:
     except OSError as error:
         raise BadRecord(path=str(path), why=error.strerror or "it can't be read") from error
     try:
-        record = orjson.loads(data)
+        # People edit it, and some editors put a mark before UTF-8.
+        record = orjson.loads(data.removeprefix(codecs.BOM_UTF8))
         if record["steelyard_lock"] != VERSION:
             raise BadRecord(path=str(path), why=f"its version is {record['steelyard_lock']!r}, we read {VERSION}")
         models = {name: locked_from_record(item, path, name) for name, item in record["models"].items()}

@@ -22,19 +22,21 @@ class TellsStates(Protocol):
 
 def is_settled(site: Site, copy: Copy, manifest: Manifest, entries: Sequence[FileEntry]) -> bool:
     """Whether sizes, times and inodes (in a bucket: ETags) are as they were when all of it was last proven."""
-    kept = site.history.state(copy.name, manifest.model, manifest.commit) if isinstance(copy, TellsStates) else ""
-    return bool(kept) and isinstance(copy, TellsStates) and kept == _word(copy.stats(manifest, entries))
+    if not isinstance(copy, TellsStates):
+        return False
+    kept = site.history.state(copy.name, manifest.model, manifest.commit)
+    return bool(kept) and kept == _word(copy.stats(manifest, entries))
 
 
 def settle(site: Site, copy: Copy, manifest: Manifest, entries: Sequence[FileEntry]) -> None:
     """Remember what *entries* look like, if each still looks as it did when it was proven."""
     now = copy.stats(manifest, entries) if isinstance(copy, TellsStates) else {}
     proofs = site.history.latest_of(copy.name, manifest.model, manifest.commit) if now else {}
-    if now and all((proof := proofs.get(one.path)) and proof.finding.ok and _is(proof.finding.stat, now[one.path]) for one in entries):
+    if now and all((proof := proofs.get(one.path)) and proof.finding.ok and _same(proof.finding.stat, now[one.path]) for one in entries):
         site.history.keep_state(copy.name, manifest.model, manifest.commit, _word(now))
 
 
-def _is(proven: str, now: str) -> bool:
+def _same(proven: str, now: str) -> bool:
     # A listing of a bucket knows no versions: its states end where the version would begin.
     return proven == now or (now.endswith(":") and proven.startswith(now))
 

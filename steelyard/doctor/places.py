@@ -12,7 +12,7 @@ from steelyard.config import Config, MountConfig
 from steelyard.disk import existing_parent, free_bytes, gb, mount_at, probe_write
 from steelyard.doctor.row import row
 from steelyard.errors import MountAbsent, SteelyardError
-from steelyard.fstab import FSTAB, not_mounted
+from steelyard.fstab import bare, not_mounted
 from steelyard.report import Row
 from steelyard.site import Site
 
@@ -42,8 +42,7 @@ def places(config: Config) -> Iterator[Row]:
 
 def _place(key: str, path: Path) -> Row:
     if point := not_mounted(path):
-        why = f"nothing is mounted at {point}, which {FSTAB} names: {path} would lie on the drive below it"
-        return row(key, "failed", why, f"run: mount {point}")
+        return row(key, "failed", bare(point, path), f"run: mount {point}")
     fix = f"make {path} and let this user read and write there"
     try:
         there = existing_parent(path)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from steelyard.errors import BadRecord, SteelyardError, UnsafeName
 from steelyard.lock import Lock, LockedFile, LockedModel, read_lock, write_lock
-from steelyard.manifest import FileEntry, Manifest, seal
+from steelyard.manifest import FileEntry, Manifest, seal, unseal
 from steelyard.pieces import piece_ranges
 
 HEX = "0123456789abcdef"
@@ -86,6 +86,21 @@ def test_a_lock_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert held is not None
     assert set(held.files) == set(LOCKED.files)
     assert (held.commit, held.repo_id) == (LOCKED.commit, LOCKED.repo_id)
+
+
+def test_a_mark_that_an_editor_put_before_the_lock_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "steelyard.lock"
+    write_lock(path, Lock({"m": LockedModel("org/m", "main", "c" * 40, (LockedFile("w", 1, sha256="0" * 64),))}))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_lock(path).get("m") is not None
+
+
+@pytest.mark.parametrize("value", [1e-5, 1e16, 2.5, "\x7f\u2028ü", [1, None, True]])
+def test_a_digest_holds_whatever_way_it_is_checked(value: object) -> None:
+    sealed = seal({"value": value})
+    assert unseal(sealed, "here")["value"] == value
+    with pytest.raises(BadRecord):
+        unseal(sealed.replace(b'"value"', b'"other"'), "here")
 
 
 def test_no_lock_file_is_an_empty_lock(tmp_path: Path) -> None:
