@@ -14,6 +14,7 @@ from steelyard.batches import batches
 from steelyard.carry import Carried, carry_group, groups, rotten
 from steelyard.copies.base import Copy, Finding, Look
 from steelyard.copies.folder import FolderCopy
+from steelyard.copies.judging import as_text
 from steelyard.copies.mount import MountReplica
 from steelyard.errors import Missing, MountAbsent, OutsideHours, Refused, SteelyardError
 from steelyard.manifest import FileEntry, Manifest
@@ -276,7 +277,7 @@ def copy_files(site: Site, copy: str, manifest: Manifest, entries: Sequence[File
         stats = replica.stats(manifest, whole) if isinstance(replica, FolderCopy) else {}
         proofs = {}
         for entry in whole:
-            stat = stats.get(entry.path) or replica.judge(manifest, entry, Look("quick"), None).stat
+            stat = as_text(stats[entry.path]) if entry.path in stats else replica.judge(manifest, entry, Look("quick"), None).stat
             proofs[entry.path] = Finding("ok", proof="pieces, read back", bytes_read=entry.size_bytes, stat=stat)
         site.history.record_all(copy, manifest.model, manifest.commit, proofs)
         what = group[0].path if len(group) == 1 else f"{len(group)} small files"

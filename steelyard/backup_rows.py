@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 from steelyard.carry import Carried
 from steelyard.copies.base import Copy, Finding
@@ -42,12 +43,14 @@ def tell_plan(report: Report, replica: Copy, manifest: Manifest, there: Mapping[
 
 
 def tell(report: Report, replica: Copy, manifest: Manifest, carried: Sequence[Carried]) -> None:
-    for one in sorted(carried, key=lambda one: one.path):
-        facts = {"action": one.action, "bytes_written": one.bytes_written, "commit": manifest.commit, "sha256": manifest[one.path].sha256}
+    model, name, commit, where = manifest.model, replica.name, manifest.commit, replica.where
+    for one in sorted(carried, key=attrgetter("path")):
+        path = one.path
+        facts = {"action": one.action, "bytes_written": one.bytes_written, "commit": commit, "sha256": manifest[path].sha256}
         if one.how:
             facts["shared"] = one.how
         code = one.error.exit_code if one.error else 0
-        report.rows.append(Row(manifest.model, one.path, replica.name, replica.where(manifest, one.path), facts, code))
+        report.rows.append(Row(model, path, name, where(manifest, path), facts, code))
         if one.error is not None:
             report.errors.append(one.error)
 

@@ -17,7 +17,7 @@ from steelyard.site import Site
 log = logging.getLogger("steelyard")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Carried:
     """What became of one file: *error* is set where it was refused; *how* where the replica had the bytes under another name."""
 

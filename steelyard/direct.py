@@ -5,6 +5,7 @@ Where the file system or the memory can't do it (tmpfs, FUSE, an odd offset), th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -16,9 +17,36 @@ DIRECT_FROM_BYTES = 16 << 20
 """Files from this size are worth it."""
 
 
+HUGE_BYTES = 2 << 20
+"""A huge page. Memory of small ones reaches a device as a list of 4 KiB, and a device takes a few hundred entries a request: a mebibyte of them
+is two requests, of which the second is tiny, and the medium waits in between."""
+
+
 def aligned_buffer(size_bytes: int) -> memoryview:
     """Zeroed memory that begins on a page, as direct reads and writes ask for. *size_bytes* of 0 gives one byte."""
-    return memoryview(mmap.mmap(-1, max(1, size_bytes)))
+    return aligned_buffers(1, size_bytes)[0]
+
+
+def aligned_buffers(count: int, size_bytes: int) -> list[memoryview]:
+    """*count* buffers as aligned_buffer() gives them, in one region, so that also small ones lie in huge pages where the kernel has them."""
+    step = -(-max(1, size_bytes) // ALIGNED_BYTES) * ALIGNED_BYTES
+    region = _region(count * step)
+    return [region[at : at + max(1, size_bytes)] for at in range(0, count * step, step)]
+
+
+def _region(size_bytes: int) -> memoryview:
+    if size_bytes < HUGE_BYTES:
+        return memoryview(mmap.mmap(-1, size_bytes))
+    import ctypes
+
+    # Not the default, shared memory: that has no huge pages. Older kernels begin it anywhere.
+    memory = mmap.mmap(-1, size_bytes + HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE_BYTES
+    with contextlib.suppress(OSError, AttributeError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        # A child must not share a page that the device is writing into: one of the two would get a copy, and not the bytes.
+        memory.madvise(mmap.MADV_DONTFORK)
+    return memoryview(memory)[start : start + size_bytes]
 
 
 def open_direct(fd: int, flags: int) -> int:

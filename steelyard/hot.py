@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from steelyard.direct import aligned_buffer
+from steelyard.direct import HUGE_BYTES, aligned_buffers
 from steelyard.staging import BLOCK_BYTES
 
 WAIT_S = 2.0
@@ -24,13 +24,15 @@ class HotBlocks:
         self._unmade = count
         self._window = count * BLOCK_BYTES
         self._spare: list[memoryview] = []
+        self._new: list[memoryview] = []
         self._held: dict[int, tuple[memoryview, memoryview]] = {}
         self._at = 0
         self._digesting = False
 
     def buffer(self) -> memoryview:
         """A buffer of one block to begin with."""
-        return aligned_buffer(BLOCK_BYTES)
+        with self._moved:
+            return self._make()
 
     def swap(self, start: int, length: int, buffer: memoryview) -> memoryview:
         """Keep the block at *start* where it can be, and return the buffer to go on with: a spare one, or the same. May wait, at most WAIT_S."""
@@ -42,9 +44,14 @@ class HotBlocks:
                 return buffer
             if not self._spare:
                 self._unmade -= 1
-                self._spare.append(self.buffer())
+                self._spare.append(self._make())
             self._held[start] = (buffer[:length], buffer)
             return self._spare.pop()
+
+    def _make(self) -> memoryview:
+        if not self._new:
+            self._new = aligned_buffers(HUGE_BYTES // BLOCK_BYTES, BLOCK_BYTES)
+        return self._new.pop()
 
     def _has_room(self, start: int) -> bool:
         return start < self._at + self._window and bool(self._spare or self._unmade)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from steelyard.errors import AccessDenied, Gone, Unreachable
-from steelyard.hub import retry_after, status_error
+from steelyard.hub_errors import retry_after, status_error
 from steelyard.lock import LockedFile
+from steelyard.pools import MAX_REDIRECTS, MOVED, authorization, file_url, is_home, pool_to, redirected, user_agent
 from steelyard.stream import Stream, troubles
 from steelyard.weather import CONDITION, Trouble, reaction_to
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from urllib3 import BaseHTTPResponse
 
-MAX_REDIRECTS = 8
-MOVED = frozenset({301, 302, 303, 307, 308})
 NO_HEAD = frozenset({400, 403, 405, 501})
 """How an address that is for GET alone answers HEAD."""
 
@@ -54,21 +53,14 @@ class Line:
     def __init__(
         self, endpoint: str, repo_id: str, commit: str, *, timeout_s: float, connections: int = 4, with_token: bool = True
     ) -> None:
-        import urllib.request
-
         import urllib3
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         self.endpoint, self.repo_id, self.commit = endpoint, repo_id, commit
         self._timeout = urllib3.Timeout(connect=timeout_s, read=timeout_s)
-        options: dict[str, Any] = {"maxsize": connections + 2, "block": False, "retries": False, "ca_certs": _ca_bundle()}
-        proxies = urllib.request.getproxies()
-        scheme, host = urlsplit(endpoint).scheme, urlsplit(endpoint).hostname or ""
-        proxy = proxies.get(scheme) if not urllib.request.proxy_bypass(host) else None
-        self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-        plain = {"user-agent": build_hf_headers(token=False, library_name="steelyard")["user-agent"], "accept-encoding": "identity"}
+        self._pool = pool_to(endpoint, connections)
+        plain = {"user-agent": user_agent(), "accept-encoding": "identity"}
         self._plain = plain
-        secret = build_hf_headers(token=None).get("authorization") if with_token else None
+        secret = authorization() if with_token else None
         self._own = {**plain, "authorization": secret} if secret else plain
         self._addresses: dict[str, Address] = {}
         self._born: dict[str, int] = {}
@@ -76,13 +68,11 @@ class Line:
         self._lock = threading.Lock()
 
     def url(self, path: str) -> str:
-        from huggingface_hub import hf_hub_url
-
-        return hf_hub_url(self.repo_id, path, revision=self.commit, endpoint=self.endpoint)
+        return file_url(self.endpoint, self.repo_id, self.commit, path)
 
     def _is_home(self, url: str) -> bool:
         """Whether the token may go there: the endpoint's own scheme, host and port, nothing less."""
-        return urlsplit(url)[:2] == urlsplit(self.endpoint)[:2]
+        return is_home(url, self.endpoint)
 
     # --- where
 
@@ -261,21 +251,10 @@ class Line:
 def _redirected(url: str, location: str) -> str:
     """Where an answer sends us. :raises Trouble: when that is nowhere."""
     try:
-        there = urljoin(url, location)
-        parts = urlsplit(there)
-        if parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port):
-            return there
-    except ValueError:
-        pass
-    raise Trouble(CONDITION["redirects"], detail="it names an address that is none")
+        return redirected(url, location)
+    except ValueError as error:
+        raise Trouble(CONDITION["redirects"], detail=str(error)) from error
 
 
 def _etag(value: str) -> str:
     return value.removeprefix("W/").strip('"')
-
-
-def _ca_bundle() -> str | None:
-    import os
-
-    # The same variables that requests, curl and huggingface_hub's client heed; None is the system's store.
-    return os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or None

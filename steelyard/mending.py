@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from steelyard.copies.base import Finding, ProvenReader, corrupt, piece_holds
-from steelyard.direct import aligned_buffer
+from steelyard.direct import aligned_buffer, aligned_buffers
 from steelyard.disk import errors_of, make_folder
 from steelyard.errors import Range, SteelyardError, Stopped, Unreadable
 from steelyard.manifest import FileEntry
@@ -163,7 +163,7 @@ def _blocks(source: ByteSource, ranges: Sequence[Range], enough: threading.Event
     when *enough* is set, or where the file does. :raises Unreadable:
     """
     todo = [(at, min(BLOCK_BYTES, end - at), at + BLOCK_BYTES >= end) for start, end in ranges for at in range(start, end, BLOCK_BYTES)]
-    ring = [aligned_buffer(BLOCK_BYTES) for _ in range(min(3, len(todo)))]
+    ring = aligned_buffers(min(3, len(todo)), BLOCK_BYTES) if todo else []
 
     def read(number: int) -> tuple[memoryview, bool]:
         at, length, _ = todo[number]

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from blake3 import blake3
 
-from steelyard.direct import aligned_buffer
+from steelyard.direct import aligned_buffer, aligned_buffers
 from steelyard.errors import Range, Stopped, Unreadable
 from steelyard.sha256 import RecordingSha256
 from steelyard.source import READ_BYTES, ByteSource
@@ -27,7 +27,7 @@ from steelyard.source import READ_BYTES, ByteSource
 MIB = 1 << 20
 PIECE_BYTES = 8 * MIB
 MAX_PIECES = 10_000
-PIECES_AHEAD = 2
+PIECES_AHEAD = 3
 """How far the kernel is asked to read ahead of a cold file's hashing."""
 
 T = TypeVar("T")
@@ -117,8 +117,7 @@ class Arrival:
     def buffers(self, size_bytes: int = MIB) -> Iterator[memoryview]:
         """Buffers to read into and feed, each exactly once, for ever; reused, because fresh ones cost a page fault for every 4 KiB."""
         # When feed() returns, at most *ahead* buffers wait and one is being digested: the one after those is free.
-        ring = [aligned_buffer(size_bytes) for _ in range(self._ahead + 2)]
-        return itertools.cycle(ring)
+        return itertools.cycle(aligned_buffers(self._ahead + 2, size_bytes))
 
     def feed(self, data: memoryview | bytes, done: Callable[[], None] | None = None) -> None:
         """Digest *data* as the next bytes. *done* is called, from either thread, when *data* may be changed again."""
@@ -254,7 +253,7 @@ def check_pieces(
     ranges = piece_ranges(size_bytes, piece_bytes)
 
     def look(index: int) -> None:
-        buffer = _thread_buffer(getattr(source, "read_bytes", READ_BYTES))
+        buffer = _thread_buffer(min(getattr(source, "read_bytes", READ_BYTES), size_bytes))
         start, end = ranges[index]
         if read_ahead and (ahead := getattr(source, "read_ahead", None)) is not None:
             ahead(start + PIECES_AHEAD * piece_bytes, piece_bytes)

@@ -16,6 +16,7 @@ from steelyard.lock import LockedFile
 
 if TYPE_CHECKING:
     from steelyard.hub import Hub
+    from steelyard.hub_page import Page
 
 log = logging.getLogger("steelyard")
 
@@ -32,19 +33,15 @@ def is_commit(text: str) -> bool:
     return len(text) == 40 and all(letter in "0123456789abcdef" for letter in text)
 
 
-def page_of(hub: Hub, repo_id: str, revision: str) -> Any:
+def page_of(hub: Hub, repo_id: str, revision: str) -> Page:
     """The model's page at *revision*; of main also where the Hub knows no page of a revision. :raises OtherSide:"""
-
-    def page(at: str | None) -> Any:
-        return hub.ask(repo_id, lambda: hub.api.model_info(repo_id, revision=at, files_metadata=True, securityStatus=True))
-
     try:
-        return page(revision)
+        return hub.page(repo_id, revision)
     except (Gone, BadAnswer) as error:
         if revision != "main" or not is_absent(error):
             raise
         try:
-            return page(None)
+            return hub.page(repo_id, None)
         except (Gone, BadAnswer):
             raise error from None
 
@@ -127,11 +124,6 @@ def _head(hub: Hub, repo_id: str, revision: str, name: str) -> Any:
     url = hf_hub_url(repo_id, name, revision=revision, endpoint=hub.endpoint)
     ask: Callable[[], Any] = lambda: hub.api.get_hf_file_metadata(url=url, timeout=hub.settings.timeout)  # noqa: E731
     return hub.ask(repo_id, ask)
-
-
-def of_sibling(one: Any) -> LockedFile | None:
-    size = one.lfs.size if one.lfs else one.size
-    return locked_file(one.rfilename, size, one.lfs.sha256 if one.lfs else "", one.blob_id)
 
 
 def of_entry(one: Any) -> LockedFile | None:

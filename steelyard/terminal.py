@@ -16,14 +16,13 @@ import orjson
 
 from steelyard.disk import gb
 from steelyard.errors import SteelyardError
-from steelyard.report import Report, cells, columns, remarks, summary
+from steelyard.report import GOOD, Report, cells, columns, remarks, summary
 from steelyard.watch import Job, Watch, watched_by
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 EVERY_S = 5.0
-_GOOD = {"ok", "downloaded", "resumed", "unchanged", "adopted", "copied", "repaired", "nothing-to-do", "removed", "written"}
 _FAIR = {"skipped", "stray", "stale", "unverified", "update-available", "suspect", "would-repair", "would-remove", "unreachable", "unknown"}
 
 
@@ -153,14 +152,16 @@ def show_report(report: Report) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from steelyard.gathered import gathered
+
     console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
     if report.rows:
         headings = columns(report)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
         for heading in headings:
             table.add_column(heading.replace("_", " "), overflow="fold")
-        for row in report.rows:
-            colour = "green" if row.outcome in _GOOD else "yellow" if row.outcome in _FAIR else "red"
+        for row in gathered(report.rows):
+            colour = "green" if row.outcome in GOOD else "yellow" if row.outcome in _FAIR else "red"
             values = cells(row, headings)
             table.add_row(
                 *(Text(value, style=colour if heading == "result" else "") for heading, value in zip(headings, values, strict=True))

@@ -204,7 +204,7 @@ class Copy(Protocol):
 def piece_holds(source: ByteSource, entry: FileEntry, index: int) -> bool:
     """Whether one piece of *source* is what the manifest says."""
     start, end = entry.ranges[index]
-    digest, got = digest_range(source, start, end, aligned_buffer(READ_BYTES))
+    digest, got = digest_range(source, start, end, aligned_buffer(min(READ_BYTES, end - start)))
     return got == end - start and digest == entry.pieces[index]
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader, Rotten
-from steelyard.copies.judging import by_pieces, by_state, is_cached, past_the_cache, stat_of
+from steelyard.copies.judging import State, by_pieces, by_state, is_cached, past_the_cache, stat_of
 from steelyard.copies.small import Staged, holds, make_last, publish_all, stage
 from steelyard.copies.writing import fill, keep_times
 from steelyard.direct import DIRECT_FROM_BYTES
@@ -88,20 +88,21 @@ class FolderCopy(ABC):
             raise UnsafeName(name=entry.path, root=str(self.root), why=f"a link leads to {real}")
         return path
 
-    def stats(self, manifest: Manifest, entries: Sequence[FileEntry]) -> dict[str, str]:
-        """stat_of each of *entries* by path; empty when one is not there as a regular file of its size. Cheap: one system call a file."""
-        found: dict[str, str] = {}
+    def stats(self, manifest: Manifest, entries: Sequence[FileEntry]) -> dict[str, State]:
+        """state_of each of *entries* by path; empty when one is not there as a regular file of its size. Cheap: one system call a file."""
+        found: dict[str, State] = {}
         opened: dict[str, int] = {}
+        stat, regular, kind = os.stat, stat_bits.S_IFREG, stat_bits.S_IFMT
         try:
             for entry in entries:
                 folder, _, name = entry.path.rpartition("/")
                 if folder not in opened:
                     parent = self.path_of(manifest, entry.path).parent
                     opened[folder] = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                seen = os.stat(name, dir_fd=opened[folder], follow_symlinks=False)
-                if not stat_bits.S_ISREG(seen.st_mode) or seen.st_size != entry.size_bytes:
+                seen = stat(name, dir_fd=opened[folder], follow_symlinks=False)
+                if seen.st_size != entry.size_bytes or kind(seen.st_mode) != regular:
                     return {}
-                found[entry.path] = stat_of(seen)
+                found[entry.path] = (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
         except (OSError, UnsafeName):
             return {}
         finally:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from steelyard.copies.base import Finding
 from steelyard.direct import DIRECT_FROM_BYTES
 from steelyard.disk import gb, takes_direct
 from steelyard.errors import Range
+from steelyard.in_order import check_in_order
 from steelyard.manifest import FileEntry
 from steelyard.pieces import check_pieces, default_threads, merge_ranges
 from steelyard.source import LocalFile
 from steelyard.watch import current_watch
 
-COLD_THREADS = 2
-DIRECT_THREADS = 3
+COLD_THREADS = 3
+
+
+State = tuple[int, int, int, int]
+"""What identifies a file's state without reading it: size, mtime [ns], ctime [ns], inode. ctime can't be set back by a program, mtime can."""
 
 
 def stat_of(seen: os.stat_result) -> str:
-    """What identifies a file's state without reading it. ctime can't be set back by a program, mtime can."""
-    return f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ctime_ns}:{seen.st_ino}"
+    """The state of a file as the history keeps it."""
+    return as_text((seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino))
+
+
+def as_text(state: State) -> str:
+    return ":".join(map(str, state))
 
 
 def by_state(source: LocalFile, entry: FileEntry, recorded: Finding | None) -> Finding:
@@ -40,18 +49,14 @@ def by_pieces(source: LocalFile, entry: FileEntry, *, cold: bool, threads: int =
     in_memory = not cold and is_cached(source)
     direct = not in_memory and past_the_cache(source)
     with watch.job(f"verify {entry.path}", entry.size_bytes) as job:
-        found = check_pieces(
-            source,
-            entry.size_bytes,
-            entry.piece_bytes,
-            entry.pieces,
-            stop=watch.stop,
-            # From memory every core helps. Past the page cache the medium has a few long reads to do at once; through it the kernel reads ahead
-            # in order, and two threads take turns at hashing.
-            threads=(threads or default_threads()) if in_memory else DIRECT_THREADS if direct else COLD_THREADS,
-            read_ahead=not in_memory and not direct,
-            on_bytes=lambda count: watch.advance(job, count),
-        )
+        what = (source, entry.size_bytes, entry.piece_bytes, entry.pieces)
+        on_bytes = partial(watch.advance, job)
+        if direct:
+            found = check_in_order(*what, stop=watch.stop, on_bytes=on_bytes)
+        else:
+            # From memory every core helps. From a cold medium the kernel reads ahead in order, and a few threads take turns at hashing.
+            count = (threads or default_threads()) if in_memory else COLD_THREADS
+            found = check_pieces(*what, stop=watch.stop, threads=count, read_ahead=not in_memory, on_bytes=on_bytes)
     now = os.fstat(source.fileno())
     stat = stat_of(now)
     if stat != stat_of(source.stat):

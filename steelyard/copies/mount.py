@@ -15,7 +15,8 @@ from steelyard.abilities import reflink
 from steelyard.config import MountConfig
 from steelyard.copies.base import CopyKind, Look
 from steelyard.copies.drive import Drive
-from steelyard.copies.folder import FolderCopy, below, stat_of
+from steelyard.copies.folder import FolderCopy, below
+from steelyard.copies.judging import State
 from steelyard.copies.marker import Shelf
 from steelyard.disk import errors_of, make_folder, probe_write, publish, read_regular, write_atomically
 from steelyard.errors import BadRecord, Refused
@@ -141,14 +142,17 @@ class MountReplica(FolderCopy):
         # Two hosts proved the same bytes at different times: the record that is there stands.
         return held if held.files == manifest.files else manifest
 
-    def stats(self, manifest: Manifest, entries: Sequence[FileEntry]) -> dict[str, str]:
+    def stats(self, manifest: Manifest, entries: Sequence[FileEntry]) -> dict[str, State]:
         """As in FolderCopy, the snapshot's records included: one that lost them is not as it was."""
         found = super().stats(manifest, entries)
         folder = self.folder_of(manifest.model, manifest.commit)
         try:
-            return found | {f"/{name}": stat_of((folder / name).lstat()) for name in record_names(manifest).values()} if found else {}
+            for name in record_names(manifest).values() if found else ():
+                seen = (folder / name).lstat()
+                found[f"/{name}"] = (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
         except OSError:
             return {}
+        return found
 
     # --- parity beside a snapshot: files like any other, with a record of their own
 

@@ -19,7 +19,7 @@ import pytest
 from steelyard.copies.hub import HubFile
 from steelyard.errors import BadAnswer, OtherSide
 from steelyard.fetch import fetch, fetch_small
-from steelyard.hub import retry_after
+from steelyard.hub_errors import retry_after
 from steelyard.line import Address, Line
 from steelyard.lock import LockedFile
 from steelyard.site import Site

@@ -73,17 +73,16 @@ EVIL = ["../outside.bin", "/etc/outside.bin", "a/../../outside.bin", "C:/x.bin",
 
 def hostile(site: Site, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """The Hub's answers name files that no honest Hub would."""
-    import huggingface_hub
+    from steelyard import hub_page
 
-    honest = huggingface_hub.HfApi.model_info
+    honest = hub_page._answer
 
-    def model_info(*args: Any, **more: Any) -> Any:
-        info = honest(*args, **more)
-        first = info.siblings[0]
-        info.siblings = [type(first)(name, size=first.size, blob_id=first.blob_id, lfs=first.lfs) for name in names]
-        return info
+    def answer(*args: Any) -> bytes:
+        told = json.loads(honest(*args))
+        told["siblings"] = [told["siblings"][0] | {"rfilename": name} for name in names]
+        return json.dumps(told).encode()
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(hub_page, "_answer", answer)
 
 
 @pytest.mark.parametrize("name", EVIL)

@@ -4,7 +4,8 @@ import errno
 
 import pytest
 
-from steelyard.report import Report, Row, columns, remarks
+from steelyard.gathered import MOST, gathered
+from steelyard.report import Report, Row, columns, markdown, remarks
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,28 @@ def test_how_two_files_differ_is_told_below_the_table() -> None:
     assert remarks(report) == ["no tensor differs"]
     report.rows[0] = Row(path="a.gguf → b.gguf", facts={**{kind: [] for kind in names}, "changed": None, "details": {}, "unknown": 3})
     assert remarks(report)[0].startswith("unknown, 3")
+
+
+def test_what_went_well_for_many_files_is_one_line_and_what_did_not_is_told_one_by_one() -> None:
+    report = Report("backup")
+    for number in range(200):
+        bad = number in {3, 77}
+        facts = {"action": "refused" if bad else "copied", "bytes_written": 0 if bad else 10, "commit": "c", "sha256": str(number)}
+        report.rows.append(Row("m", f"f{number}", "usb", f"/usb/f{number}", facts, 1 if bad else 0))
+    report.rows += [Row("m", f"f{number}", "s3", "", {"action": "unchanged", "bytes_written": 0}) for number in range(MOST)]
+    shown = gathered(report.rows)
+    assert [(row.file, row.outcome, row.facts["bytes_written"]) for row in shown[:3]] == [
+        ("198 files", "copied", 1980), ("f3", "refused", 0), ("f77", "refused", 0),
+    ]  # fmt: skip
+    assert len(shown) == 3 + MOST, "as many as a person reads are told one by one"
+    assert (shown[0].path, shown[0].facts["commit"], "sha256" in shown[0].facts) == ("", "c", False)
+    assert "| 198 files |" in markdown(report) and "f77" in markdown(report)
+    assert len(report.as_json()["results"]) == 200 + MOST, "programs get every row"
+
+
+def test_a_file_with_a_remark_is_never_told_among_others() -> None:
+    rows = [Row("m", f"f{number}", "store", "", {"action": "downloaded"}) for number in range(MOST + 1)]
+    rows[5].facts = {"action": "downloaded", "warning": "it is suspect"}
+    assert [row.file for row in gathered(rows)] == [row.file for row in rows]
+    rows.append(Row("m", "one more", "store", "", {"action": "downloaded"}))
+    assert [row.file for row in gathered(rows)] == [f"{MOST + 1} files", "f5"]
