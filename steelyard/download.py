@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steelyard.agree import agree_on, as_locked
-from steelyard.clean import clean
 from steelyard.disk import device_of, gb
 from steelyard.errors import NoSpace, NotLoadable, SteelyardError, Untrusted
 from steelyard.fetch import SMALL_BYTES
@@ -189,6 +188,8 @@ def _allocated(staging: Path, file: LockedFile) -> int:
 
 
 def _could_free(site: Site, error: NoSpace) -> str:
+    from steelyard.clean import clean  # and with it half of the house, for a disk that is full
+
     place = Path(str(error.facts["place"]))
     try:
         rows = [row for row in clean(site).rows if row.path and device_of(Path(row.path)) == device_of(place)]
