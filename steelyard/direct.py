@@ -44,8 +44,6 @@ def _region(size_bytes: int) -> memoryview:
     start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE_BYTES
     with contextlib.suppress(OSError, AttributeError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
-        # A child must not share a page that the device is writing into: one of the two would get a copy, and not the bytes.
-        memory.madvise(mmap.MADV_DONTFORK)
     return memoryview(memory)[start : start + size_bytes]
 
 
