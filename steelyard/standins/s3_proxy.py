@@ -12,138 +12,19 @@ It also plays an archive, which no server of one's own has: proxy.archive("weigh
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import ssl
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 from urllib.parse import unquote
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked", re.IGNORECASE)
-_CLOSE = re.compile(rb"\r\nconnection:[ \t]*close", re.IGNORECASE)
-_EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
-_BLOCK = 1 << 18
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What to do to one request. *at*: a byte of the body; *seconds*: how long to be silent."""
-
-    kind: Literal["reset", "answer", "lose", "flip-up", "flip-down", "cut-up", "cut-down", "stall"]
-    at: int = 0
-    status: int = 503
-    seconds: float = 0.0
-
-
-def reset() -> Fault:
-    """The connection is reset before anything is passed on."""
-    return Fault("reset")
-
-
-def answer(status: int) -> Fault:
-    """An error without asking the server."""
-    return Fault("answer", status=status)
-
-
-def lose() -> Fault:
-    """The server does it, and its answer is lost."""
-    return Fault("lose")
-
-
-def flip_up(at: int) -> Fault:
-    """One bit of byte *at* of the request's body is turned."""
-    return Fault("flip-up", at=at)
-
-
-def flip_down(at: int) -> Fault:
-    """One bit of byte *at* of the answer's body is turned."""
-    return Fault("flip-down", at=at)
-
-
-def cut_up(at: int) -> Fault:
-    """The connection breaks after *at* bytes of the request's body."""
-    return Fault("cut-up", at=at)
-
-
-def cut_down(at: int) -> Fault:
-    """The connection breaks after *at* bytes of the answer's body."""
-    return Fault("cut-down", at=at)
-
-
-def stall(seconds: float, at: int = 0) -> Fault:
-    """Silence after *at* bytes of the answer's body."""
-    return Fault("stall", at=at, seconds=seconds)
-
-
-@dataclass
-class Seen:
-    """One request that came. *status* 0: no answer went back."""
-
-    method: str
-    key: str
-    query: str
-    headers: str = field(default="", repr=False)
-    fault: str = ""
-    status: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    body: bytes = field(default=b"", repr=False)
-    """Of a request to bring something back."""
-
-
-@dataclass
-class Archived:
-    """Objects with *key* in theirs that lie in an archive. *state*: asleep, then ongoing once asked back, and awake when a test says so."""
-
-    key: str
-    storage_class: str
-    state: Literal["asleep", "ongoing", "awake"] = "asleep"
-    asked: int = 0
-
-    @property
-    def headers(self) -> bytes:
-        restore = {
-            "asleep": "",
-            "ongoing": 'ongoing-request="true"',
-            "awake": 'ongoing-request="false", expiry-date="Fri, 21 Dec 2012 00:00:00 GMT"',
-        }
-        line = f"x-amz-restore: {restore[self.state]}\r\n" if self.state != "asleep" else ""
-        return f"x-amz-storage-class: {self.storage_class}\r\n{line}".encode()
-
-
-@dataclass
-class _Rule:
-    fault: Fault
-    method: str
-    key: str
-    query: str
-    header: str
-    skip: int
-    times: float
-    until: float = float("inf")
-    hits: int = field(default=0)
-
-    def fits(self, seen: Seen) -> bool:
-        return (
-            (not self.method or self.method == seen.method)
-            and self.key in seen.key
-            and self.query in seen.query
-            and self.header in seen.headers
-        )
-
-
-class Hangup(Exception):
-    """The connection ends here; *hard*: by a reset."""
-
-    def __init__(self, hard: bool = False) -> None:
-        super().__init__()
-        self.hard = hard
+from steelyard.standins.s3_archive import Archived
+from steelyard.standins.s3_faults import Fault, Rule, flipped, reset
+from steelyard.standins.s3_wire import CHUNKED, CLOSE, EXPECT, Hangup, Seen, Stream, length_in
 
 
 class S3Proxy:
@@ -155,7 +36,7 @@ class S3Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = int(self._listener.getsockname()[1])
         self.requests: list[Seen] = []
-        self._rules: list[_Rule] = []
+        self._rules: list[Rule] = []
         self._archived: list[Archived] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -176,7 +57,7 @@ class S3Proxy:
         The first *skip* such requests go well.
         """
         with self._lock:
-            self._rules.append(_Rule(fault, method, key, query, header, skip, times))
+            self._rules.append(Rule(fault, method, key, query, header, skip, times))
 
     def archive(self, key: str, storage_class: str = "GLACIER") -> Archived:
         """From now on objects with *key* in theirs lie in an archive; set the state of what is returned to let time pass."""
@@ -188,7 +69,7 @@ class S3Proxy:
     @contextlib.contextmanager
     def weather(self, fault: Fault, seconds: float) -> Iterator[None]:
         """Do *fault* to every request for *seconds* from now."""
-        rule = _Rule(fault, "", "", "", "", 0, float("inf"), time.monotonic() + seconds)
+        rule = Rule(fault, "", "", "", "", 0, float("inf"), time.monotonic() + seconds)
         with self._lock:
             self._rules.append(rule)
         try:
@@ -205,7 +86,7 @@ class S3Proxy:
             self.requests.clear()
 
     def count(self, method: str = "", key: str = "", query: str = "") -> int:
-        rule = _Rule(reset(), method, key, query, "", 0, 0)
+        rule = Rule(reset(), method, key, query, "", 0, 0)
         with self._lock:
             return sum(rule.fits(seen) for seen in self.requests)
 
@@ -251,7 +132,7 @@ class S3Proxy:
                 client = self._tls.wrap_socket(client, server_side=True)
             server = socket.create_connection(self._upstream, timeout=60)
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            ends = _Stream(client), _Stream(server)
+            ends = Stream(client), Stream(server)
             while self._one(*ends):
                 pass
         except Hangup as hangup:
@@ -267,7 +148,7 @@ class S3Proxy:
             if server is not None:
                 server.close()
 
-    def _one(self, client: _Stream, server: _Stream) -> bool:
+    def _one(self, client: Stream, server: Stream) -> bool:
         """Pass one request and its answer; False when the connection is to end."""
         head = client.head()
         if not head:
@@ -280,9 +161,9 @@ class S3Proxy:
         at = fault.at if fault else 0
         if kind == "reset":
             raise Hangup(hard=True)
-        length = _length(head)
+        length = length_in(head)
         frozen = next((one for one in self._archived if one.key in seen.key), None)
-        if frozen is not None and self._keeps(frozen, client, seen, length):
+        if frozen is not None and frozen.keeps(client, seen, length):
             return True
         if fault is not None and kind == "answer":
             for block in client.body(length):
@@ -291,7 +172,7 @@ class S3Proxy:
             client.send(b"HTTP/1.1 %d Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % fault.status)
             return False
         server.send(head)
-        if _EXPECT.search(head):
+        if EXPECT.search(head):
             early = server.head()
             if not early.startswith(b"HTTP/1.1 100"):
                 server.unread(early)
@@ -299,33 +180,14 @@ class S3Proxy:
             client.send(early)
         for block in client.body(length):
             if kind == "flip-up" and seen.bytes_up <= at < seen.bytes_up + len(block):
-                block = _flipped(block, at - seen.bytes_up)
+                block = flipped(block, at - seen.bytes_up)
             if kind == "cut-up" and seen.bytes_up + len(block) > at:
                 raise Hangup(hard=True)
             server.send(block)
             seen.bytes_up += len(block)
         return self._answer(client, server, seen, fault, method == b"HEAD", frozen.headers if frozen and method == b"HEAD" else b"")
 
-    @staticmethod
-    def _keeps(frozen: Archived, client: _Stream, seen: Seen, length: int) -> bool:
-        """Answer as an archive does, where it would not let the request through to the bytes."""
-        code, status = "", 0
-        if seen.method == "POST" and seen.query.startswith("restore"):
-            seen.body = b"".join(client.body(length))
-            frozen.asked += 1
-            code, status = ("RestoreAlreadyInProgress", 409) if frozen.state == "ongoing" else ("", 202)
-            if frozen.state == "asleep":
-                frozen.state = "ongoing"
-        elif seen.method == "GET" and not seen.query and frozen.state != "awake":
-            code, status = "InvalidObjectState", 403
-        if not status:
-            return False
-        seen.status = status
-        body = f"<Error><Code>{code}</Code><Message>as it says</Message></Error>".encode() if code else b""
-        client.send(b"HTTP/1.1 %d Archive\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
-        return True
-
-    def _answer(self, client: _Stream, server: _Stream, seen: Seen, fault: Fault | None, bodyless: bool, more: bytes = b"") -> bool:
+    def _answer(self, client: Stream, server: Stream, seen: Seen, fault: Fault | None, bodyless: bool, more: bytes = b"") -> bool:
         head = server.head()
         while head.startswith(b"HTTP/1.1 100"):
             client.send(head)
@@ -336,7 +198,7 @@ class S3Proxy:
         kind, at = (fault.kind, fault.at) if fault else ("", 0)
         length: int | None = 0
         if not bodyless and status not in {204, 304}:
-            length = None if _CHUNKED.search(head) else _length(head)
+            length = None if CHUNKED.search(head) else length_in(head)
         if kind == "lose":
             for _ in server.body(length):
                 pass
@@ -346,7 +208,7 @@ class S3Proxy:
         client.send(head[:-2] + more + b"\r\n" if more else head)
         for block in server.body(length):
             if kind == "flip-down" and seen.bytes_down <= at < seen.bytes_down + len(block):
-                block = _flipped(block, at - seen.bytes_down)
+                block = flipped(block, at - seen.bytes_down)
             if kind == "cut-down" and seen.bytes_down + len(block) > at:
                 client.send(block[: at - seen.bytes_down])
                 raise Hangup
@@ -356,7 +218,7 @@ class S3Proxy:
             client.send(block)
             seen.bytes_down += len(block)
         seen.status = status
-        return not _CLOSE.search(head)
+        return not CLOSE.search(head)
 
     def close(self) -> None:
         self._closing.set()
@@ -374,63 +236,3 @@ class S3Proxy:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-class _Stream:
-    """A socket read by heads and bodies."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self._rest = b""
-
-    def send(self, data: bytes) -> None:
-        self.sock.sendall(data)
-
-    def _more(self) -> bool:
-        data = self.sock.recv(_BLOCK)
-        self._rest += data
-        return bool(data)
-
-    def head(self) -> bytes:
-        """Up to and with the empty line; b"" when the other end closed."""
-        while b"\r\n\r\n" not in self._rest:
-            if not self._more():
-                return b""
-        head, _, self._rest = self._rest.partition(b"\r\n\r\n")
-        return head + b"\r\n\r\n"
-
-    def unread(self, data: bytes) -> None:
-        self._rest = data + self._rest
-
-    def body(self, length: int | None) -> Iterator[bytes]:
-        """*length* bytes, or (None) all chunks with their framing."""
-        if length is None:
-            yield from self._chunks()
-            return
-        while length > 0:
-            if not self._rest and not self._more():
-                raise Hangup
-            block, self._rest = self._rest[:length], self._rest[length:]
-            length -= len(block)
-            yield block
-
-    def _chunks(self) -> Iterator[bytes]:
-        while True:
-            while b"\r\n" not in self._rest:
-                if not self._more():
-                    raise Hangup
-            line, _, self._rest = self._rest.partition(b"\r\n")
-            size = int(line.partition(b";")[0], 16)
-            yield line + b"\r\n"
-            yield from self.body(size + 2)
-            if size == 0:
-                return
-
-
-def _length(head: bytes) -> int:
-    found = _LENGTH.search(head)
-    return int(found[1]) if found else 0
-
-
-def _flipped(block: bytes, at: int) -> bytes:
-    return block[:at] + bytes([block[at] ^ 0x10]) + block[at + 1 :]

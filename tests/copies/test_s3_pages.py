@@ -12,7 +12,8 @@ from steelyard.copies.s3_memory import SWEEP_FROM_FILES
 from steelyard.copies.s3_objects import listing
 from steelyard.copies.s3_pages import _split
 from steelyard.errors import Unreachable
-from steelyard.standins.s3_proxy import S3Proxy, cut_down
+from steelyard.standins.s3_faults import cut_down
+from steelyard.standins.s3_proxy import S3Proxy
 
 ODD = ["a b.bin", "plus+and%41.bin", "naïve-ключ-鍵.bin", "quote'\"&<>.bin", "deep/er/x.bin", "tab\tand\nline.bin"]
 

@@ -13,7 +13,8 @@ from steelyard.copies.base import Look
 from steelyard.copies.s3_source import S3Source
 from steelyard.errors import BadAnswer, Missing
 from steelyard.source import read_at
-from steelyard.standins.s3_proxy import S3Proxy, cut_down
+from steelyard.standins.s3_faults import cut_down
+from steelyard.standins.s3_proxy import S3Proxy
 
 pytestmark = pytest.mark.s3
 FILE = "weights.pt"

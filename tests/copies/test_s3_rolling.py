@@ -9,7 +9,8 @@ import pytest
 from contract import PIECE, Bytes, S3Kind, entry_of, manifest_of, reader_of
 
 from steelyard.copies.s3_rolling import NEVER, Rounds, allow, choose
-from steelyard.standins.s3_proxy import S3Proxy, flip_down
+from steelyard.standins.s3_faults import flip_down
+from steelyard.standins.s3_proxy import S3Proxy
 
 DAY = 86400.0
 NOON = 1_800_014_400.0 // DAY * DAY + DAY / 2

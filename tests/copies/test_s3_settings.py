@@ -21,7 +21,9 @@ from steelyard.copies.base import Look
 from steelyard.copies.s3_bucket import object_lock_of, turn_versioning_on, versioning_of
 from steelyard.errors import AccessDenied, BadAnswer, OutsideHours
 from steelyard.pace import Window
-from steelyard.standins.s3_proxy import S3Proxy, Seen, answer
+from steelyard.standins.s3_faults import answer
+from steelyard.standins.s3_proxy import S3Proxy
+from steelyard.standins.s3_wire import Seen
 from steelyard.standins.weed import SeaweedServer
 
 pytestmark = pytest.mark.s3
@@ -229,7 +231,7 @@ def test_bandwidth_holds_uploads_and_proofs_to_its_pace_and_not_a_restore(s3: S3
 
 
 def test_a_body_at_a_pace_that_is_damaged_on_the_way_is_sent_again_from_its_first_byte(far: S3Kind, proxy: S3Proxy) -> None:
-    from steelyard.standins.s3_proxy import flip_up, reset
+    from steelyard.standins.s3_faults import flip_up, reset
 
     far.extra["bandwidth"] = "200 MB/s"
     proxy.fault(flip_up(100_000), method="PUT", key="small.bin")

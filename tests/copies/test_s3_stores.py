@@ -19,7 +19,8 @@ from steelyard.copies.s3_client import Bucket
 from steelyard.copies.s3_errors import Told
 from steelyard.copies.s3_objects import listing
 from steelyard.errors import AccessDenied, BadAnswer, Gone, OtherSide, Refused, SteelyardError, Unreachable
-from steelyard.standins.s3_proxy import S3Proxy, answer
+from steelyard.standins.s3_faults import answer
+from steelyard.standins.s3_proxy import S3Proxy
 from steelyard.standins.weed import SeaweedServer
 
 FILE = "weights.pt"

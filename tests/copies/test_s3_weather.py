@@ -12,7 +12,8 @@ from contract import PART, PIECE, Bytes, S3Kind, build, entry_of, manifest_of, r
 from steelyard.copies.base import Look, ProvenReader
 from steelyard.errors import BadAnswer, Stopped, Unreachable
 from steelyard.source import read_at
-from steelyard.standins.s3_proxy import Fault, S3Proxy, answer, cut_down, cut_up, flip_down, flip_up, lose, reset, stall
+from steelyard.standins.s3_faults import Fault, answer, cut_down, cut_up, flip_down, flip_up, lose, reset, stall
+from steelyard.standins.s3_proxy import S3Proxy
 from steelyard.watch import Watch, watched_by
 
 pytestmark = pytest.mark.s3
