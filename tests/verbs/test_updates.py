@@ -1,12 +1,7 @@
-"""What changed upstream, each outcome by its name; nothing held is touched by a check; an update is taken whole or not at all."""
+"""What changed upstream, each outcome by its name; nothing held is touched by a check."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import random
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,19 +13,11 @@ from steelyard.download import download
 from steelyard.incoming import load_incoming
 from steelyard.report import Report
 from steelyard.standins.hub import LoopbackHub
-from steelyard.standins.weights import second_revision, write_torch_zip
+from steelyard.standins.weights import write_torch_zip
 from steelyard.update import update
 from steelyard.updates import check_updates
 from tests.conftest import FILE, REPO, World
-
-LAYER = "model.diffusion_model.l{}.weight"
-
-
-@pytest.fixture(scope="session")
-def newer(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    path = tmp_path_factory.mktemp("newer") / "w.pt"
-    second_revision(checkpoint, path, {LAYER.format(3), LAYER.format(7)})
-    return path
+from tests.verbs.conftest import LAYER, tree
 
 
 @pytest.fixture(scope="session")
@@ -41,13 +28,6 @@ def reshaped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def held(world: World) -> World:
-    """The world with its model, brought in this process: most of what follows needs no other."""
-    assert download(world.site()).ok
-    return world
-
-
 def check(world: World) -> Report:
     return check_updates(world.site())
 
@@ -55,17 +35,6 @@ def check(world: World) -> Report:
 def row(world: World) -> dict[str, Any]:
     """What check-updates says of the one model."""
     return check(world).rows[0].as_json()
-
-
-def tree(world: World) -> dict[str, tuple[int, int]]:
-    """Everything that is held: weights, hub cache, lock, manifests."""
-    paths = [world.home / "steelyard.lock", world.models / "model_info.json", world.weights]
-    paths += [*world.models.glob(".steelyard/manifests/**/*.json"), *world.home.glob("hf/hub/**/*")]
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()}
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def flag(hub: LoopbackHub) -> None:
@@ -275,130 +244,3 @@ def test_a_revision_that_a_strict_loader_refuses_is_said_to_be_none_to_drop_in(h
     assert told["tensors"]["removed"] == [LAYER.format(9)]
     assert told["tensors"]["added"] == ["model.diffusion_model.extra"]
     assert "Not drop-in" in Path(told["note"]).read_text()
-
-
-def test_an_update_is_taken_and_gone_back_from_without_the_network(held: World, newer: Path, checkpoint: Path) -> None:
-    first = held.run("check-updates").rows[0]["held_commit"]
-    second = held.hub.add_revision(REPO, {FILE: newer})
-    done = held.run("update", "mvdream")
-    assert (done.code, done.rows[0]["action"], done.rows[0]["commit"]) == (0, "updated", second)
-    assert sha256(held.weights) == sha256(newer)
-    assert held.run("verify", "--copy", "hub-cache").code == 0
-    assert held.run("verify").code == 0
-    assert second in (held.models / "model_info.json").read_text()
-    held.hub.down()
-    back = held.run("rollback", "mvdream")
-    assert (back.code, back.rows[0]["commit"]) == (0, first)
-    assert sha256(held.weights) == sha256(checkpoint)
-    assert held.run("verify").code == 0
-    assert held.run("verify", "--copy", "hub-cache").code == 0
-    assert (held.home / "hf/hub/models--MVDream--MVDream/refs/main").read_text() == first
-    again = held.run("rollback", "mvdream")
-    assert again.code == 0, again.stdout
-    assert (again.code, again.rows[0]["commit"]) == (0, second)
-    assert sha256(held.weights) == sha256(newer)
-
-
-def test_the_replica_keeps_both_revisions(held: World, newer: Path) -> None:
-    held.run("backup")
-    held.hub.add_revision(REPO, {FILE: newer})
-    held.run("update", "mvdream")
-    assert held.run("verify", "--copy", "usb").of(FILE, verdict="stale")
-    assert held.run("backup").code == 0
-    assert len(list((held.usb / "mvdream").iterdir())) == 2
-    assert held.run("verify", "--copy", "usb").code == 0
-
-
-@pytest.mark.parametrize(
-    "broken", [b"\x80\x02cos\nsystem\n(S'true'\ntR." + bytes(3_000_000), b"<html>" + b"x" * 2_000_000, b"PK\x03\x04" + b"\0" * 2_000_000]
-)
-def test_a_new_file_that_does_not_load_is_not_switched_to(held: World, broken: bytes) -> None:
-    before = tree(held)
-    held.hub.add_revision(REPO, {FILE: broken})
-    done = held.run("update", "mvdream")
-    assert done.code == 1
-    assert done.errors[0]["code"] in {"not-loadable", "untrusted"}
-    assert tree(held) == before
-    assert held.run("verify").code == 0
-
-
-def test_no_room_for_the_new_version_leaves_the_old_one_current(held: World, newer: Path) -> None:
-    before = tree(held)
-    held.hub.add_revision(REPO, {FILE: newer})
-    held.environment["STEELYARD_STORE__MIN_FREE"] = "900 TB"
-    assert held.run("update", "mvdream").code == 3
-    assert tree(held) == before
-
-
-def test_wrong_bytes_of_the_new_version_leave_the_old_one_current(held: World, newer: Path) -> None:
-    before = tree(held)
-    held.hub.add_revision(REPO, {FILE: newer})
-    held.hub.faults.add("cdn", "flip byte 7000000")
-    assert held.run("update", "mvdream").code == 1
-    assert tree(held) == before
-
-
-def test_nothing_to_go_back_to_says_where_an_older_one_may_be(held: World) -> None:
-    done = held.run("rollback", "mvdream")
-    assert done.code == 1
-    assert "restore" in done.errors[0]["hint"]
-
-
-def test_an_update_of_the_commit_alone_moves_the_lock_and_fetches_nothing(held: World) -> None:
-    new = held.hub.add_revision(REPO, {"README.md": b"words"})
-    held.hub.reset_counters()
-    done = held.run("update", "mvdream")
-    assert (done.code, done.rows[0]["commit"], done.rows[0]["bytes_fetched"]) == (0, new, 0)
-    assert held.hub.bytes_sent("cdn") == 0
-    assert held.run("verify").code == 0
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_an_update_killed_anywhere_leaves_one_whole_revision_current(held: World, newer: Path, checkpoint: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    right = {sha256(newer), sha256(checkpoint)}
-    held.hub.add_revision(REPO, {FILE: newer})
-    for _ in range(4):
-        process = held.start("update", "mvdream", "--json", start_new_session=True)
-        time.sleep(rng.uniform(0.3, 3.5))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
-        assert sha256(held.weights) in right
-        done = held.run("verify")
-        assert done.of(FILE)["verdict"] == "ok", done.stdout
-    assert held.run("update", "mvdream").code == 0
-    assert sha256(held.weights) == sha256(newer)
-    assert held.run("rollback", "mvdream").code == 0
-    assert sha256(held.weights) == sha256(checkpoint)
-
-
-@pytest.mark.parametrize("call", ["replace", "link", "agree"])
-def test_a_switch_that_dies_at_its_worst_moments_is_taken_back_or_finished(held: World, newer: Path, checkpoint: Path, call: str) -> None:
-    """The process is killed just before each effect of the switch itself, by a fault planted in it."""
-    held.hub.add_revision(REPO, {FILE: newer})
-    held.hub.add_revision(REPO, {"other.bin": b"x" * 10})
-    script = f"""
-import os, signal, sys
-from steelyard import switch, disk
-from steelyard.site import Site
-def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
-if "{call}" == "agree": Site.agree = die
-else:
-    real = switch._exchange
-    def exchange(final, keep, incoming):
-        if "{call}" == "link": die()
-        os.link(final, keep); os.replace(incoming, final); die()
-    switch._exchange = exchange
-from steelyard.cli import main
-main(["update", "mvdream", "--json"])
-"""
-    import subprocess
-    import sys
-
-    code = subprocess.run([sys.executable, "-c", script], cwd=held.home, env=held.environment, capture_output=True, check=False).returncode
-    assert code == -signal.SIGKILL
-    assert held.run("verify").of(FILE)["verdict"] == "ok"
-    assert sha256(held.weights) == sha256(checkpoint)
-    assert held.run("update", "mvdream").code == 0
-    assert sha256(held.weights) == sha256(newer)
