@@ -1,6 +1,6 @@
 """Tasks of repair."""
 
-from steelyard.repair import mend_file
+from steelyard.repair_file import mend_file
 from tasks.twins import twin
 
 twin(
