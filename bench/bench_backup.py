@@ -3,7 +3,7 @@
     python bench/bench_backup.py --gib 4 --rounds 3 --dir /some/disk --json out/bench-backup.json
 
 Contenders take turns (A B C A B C …), source and copy cold each time; medians. *verb* is the backup in process, *command* the whole program with
-its start-up. The limit is plain dd: a cold read, a write with fsync, and a cold read of what was written, one after the other.
+its start-up; where nothing is to be done it answers from the receipt of the one before, and *command, first* is without one. The limit is plain dd: a cold read, a write with fsync, and a cold read of what was written, one after the other.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from steelyard.site import Site
 from steelyard.source import LocalFile
 
 COMMIT = "c0ffee" + "0" * 34
+STATE = "state"
+"""Where the commands' receipts lie, in the bench's own folder."""
 PROGRAM = [sys.executable, "-m", "steelyard"]
 
 
@@ -129,11 +131,21 @@ def nothing_to_do(home: Path, count: int, rounds: int) -> tuple[dict[str, list[f
     assert backup(site).exit_code == 0
     mirror = home / "mirror"
     source = home / "models" / "big"
+
+    def command() -> None:
+        run(home, *PROGRAM, "backup", "--here", "--json")
+
+    def without_receipt() -> None:
+        shutil.rmtree(home.parent / STATE, ignore_errors=True)
+        command()
+
     contenders: dict[str, Callable[[], object]] = {
         "verb, fresh": lambda: backup(Site.open(home / "steelyard.toml")),
         "verb, again": lambda: backup(site),
-        "command": lambda: run(home, *PROGRAM, "backup", "--here", "--json"),
+        "command": command,
+        "command, first": without_receipt,
     }
+    command()
     if shutil.which("rsync"):
         run(home, "rsync", "-a", f"{source}/", f"{mirror}/")
         contenders["rsync -a"] = lambda: run(home, "rsync", "-a", f"{source}/", f"{mirror}/")
@@ -162,6 +174,7 @@ def main() -> None:
     size = int(asked.gib * (1 << 30)) >> 20 << 20
     results: dict[str, object] = {"size_bytes": size, "files": asked.files}
     with tempfile.TemporaryDirectory(dir=asked.dir, prefix="steelyard-bench-") as folder:
+        os.environ["XDG_STATE_HOME"] = str(Path(folder) / STATE)
         for title, work in (
             (f"copy and proof of {size / (1 << 30):g} GiB, cold", lambda home: large(home, size, asked.rounds)),
             (f"nothing to do, {asked.files:,} files of 4 KiB", lambda home: nothing_to_do(home, asked.files, max(5, asked.rounds))),

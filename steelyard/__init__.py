@@ -3,9 +3,12 @@
 For the user's own code: `from steelyard import weights, state_dict, expect`.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # as typing has it, which takes longer to load than a short answer to give
 if TYPE_CHECKING:
+    from typing import Any
+
     from steelyard.use import expect, state_dict, weights
 
 __version__ = "0.1.0"

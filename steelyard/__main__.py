@@ -1,3 +1,3 @@
-from steelyard.cli import main
+from steelyard.entry import main
 
 main()

@@ -84,6 +84,7 @@ def backup(site: Site, models: Sequence[str] = (), *, to: str | None = None, dry
     for one in reports.values():
         report.rows += one.rows
         report.errors += one.errors
+        report.quiet += one.quiet
         report.extra.setdefault("plan", {}).update(one.extra.get("plan", {}))
     tell_of_traffic(site, report, before, dry_run)
     if dry_run:
@@ -214,6 +215,8 @@ def _carry_out(site: Site, replica: Copy, plan: Plan, report: Report, proven: di
         settle(site, replica, manifest, manifest.files)
     if whole and not store_settled:
         settle(site, site.store, manifest, small)
+    if whole and plan.settled and store_settled and len(small) == len(manifest.files) and not protected:
+        report.quiet.append((replica.name, manifest))
     facts = {"commit": manifest.commit, "bytes": sum(one.bytes_written for one in carried), "seconds": round(time.monotonic() - began, 3)}
     if isinstance(replica, MountReplica):
         facts["drive"] = replica.drive.ident()

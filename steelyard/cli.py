@@ -8,11 +8,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from cyclopts import CycloptsError
 
 from steelyard import orchestrator
+from steelyard.again import may_have_one
 from steelyard.commands import Direct, app
 from steelyard.commands.base import become
 from steelyard.disk import as_ours
@@ -22,6 +23,9 @@ from steelyard.terminal import set_up_logging, set_up_streams, show_error, show_
 from steelyard.verbs import VERBS, Call, Engine, run_locally
 from steelyard.watch import Watch
 
+if TYPE_CHECKING:
+    from steelyard.receipt import Listening
+
 
 def main(argv: Sequence[str] | None = None, engine: Engine = run_locally) -> None:
     """Run one command and exit. *engine* runs a verb: here by default; flows/ hands in one that makes it a flow run."""
@@ -29,6 +33,11 @@ def main(argv: Sequence[str] | None = None, engine: Engine = run_locally) -> Non
     gc.set_threshold(50_000, 20, 20)
     set_up_streams()
     tokens = _command_first(sys.argv[1:] if argv is None else argv)
+    listening: Listening | None = None
+    if argv is None and engine is run_locally and may_have_one(sys.argv[1:]):
+        from steelyard.receipt import Listening
+
+        listening = Listening(sys.argv[1:])
     wants_json = any(_asks_for_json(token) for token in tokens)
     set_up_logging()
     try:
@@ -67,7 +76,7 @@ def main(argv: Sequence[str] | None = None, engine: Engine = run_locally) -> Non
         if os.environ.get("STEELYARD_DEBUG"):
             raise
         report = _failed(name, _Unexpected(why=f"{type(error).__name__}: {error}".splitlines()[0]))
-    _end(report, wants_json, show)
+    _end(report, wants_json, show, listening)
 
 
 class _Unexpected(SteelyardError):
@@ -82,6 +91,20 @@ class _Unshown(SteelyardError):
 
     code = "output"
     hint = "run it again with its output to a place that takes it; what was done is done"
+
+
+class _Tee:
+    """A stream that also keeps what is written to it."""
+
+    def __init__(self, stream: TextIO, kept: list[str]) -> None:
+        self._stream, self._kept = stream, kept
+
+    def write(self, text: str) -> int:
+        self._kept.append(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _stoppable:
@@ -136,9 +159,12 @@ def _one_line(error: CycloptsError) -> str:
     return " ".join(str(error).split())
 
 
-def _end(report: Report, wants_json: bool, show: Callable[[Report], None] = show_report) -> None:
+def _end(report: Report, wants_json: bool, show: Callable[[Report], None] = show_report, listening: Listening | None = None) -> None:
     code = report.exit_code
+    told: list[str] = []
     try:
+        if listening is not None and report.receipt is not None:
+            sys.stdout = cast(TextIO, _Tee(sys.stdout, told))
         if wants_json:
             show_json(report)
         elif report.rows or report.ok:
@@ -147,6 +173,8 @@ def _end(report: Report, wants_json: bool, show: Callable[[Report], None] = show
             for error in report.errors:
                 show_error(error)
         sys.stdout.flush()
+        if listening is not None:
+            listening.keep(report, "".join(told), as_json=wants_json)
     except (BrokenPipeError, SystemExit):
         # Whoever read has seen enough; rich turns that into an exit of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

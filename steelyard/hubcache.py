@@ -51,6 +51,9 @@ class HubCache(FolderCopy):
         entry = manifest[path]
         return confine(self.repo_folder(manifest.repo_id) / "blobs", entry.etag)
 
+    def folder_below(self, manifest: Manifest, folder: str) -> Path:
+        return self.repo_folder(manifest.repo_id) / "blobs"
+
     def link_of(self, manifest: Manifest, path: str) -> Path:
         return confine(self.repo_folder(manifest.repo_id) / "snapshots" / manifest.commit, path)
 

@@ -57,6 +57,10 @@ class Report:
     """Further keys of the JSON document."""
     head: dict[str, Any] = field(default_factory=dict)
     """A first result that is about the whole and not about a file; only programs see it."""
+    quiet: list[tuple[str, Any]] = field(default_factory=list, repr=False)
+    """Of a backup: (replica, manifest) of each snapshot where the states of files alone said that nothing is to be done."""
+    receipt: dict[str, Any] | None = field(default=None, repr=False)
+    """What decided this report, where the same question may be answered without the work: see steelyard.again."""
     seconds: float = 0.0
     _started: float = field(default_factory=time.monotonic, repr=False)
 

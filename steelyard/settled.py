@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from blake3 import blake3
-
 from steelyard.copies.base import Copy
-from steelyard.copies.judging import State, as_text
+from steelyard.copies.judging import as_text
 from steelyard.manifest import FileEntry, Manifest
 from steelyard.site import Site
+from steelyard.states import State, word_of
 
 
 @runtime_checkable
@@ -26,7 +25,7 @@ def is_settled(site: Site, copy: Copy, manifest: Manifest, entries: Sequence[Fil
     if not isinstance(copy, TellsStates):
         return False
     kept = site.history.state(copy.name, manifest.model, manifest.commit)
-    return bool(kept) and kept == _word(copy.stats(manifest, entries))
+    return bool(kept) and kept == word_of(copy.stats(manifest, entries))
 
 
 def settle(site: Site, copy: Copy, manifest: Manifest, entries: Sequence[FileEntry]) -> None:
@@ -34,15 +33,10 @@ def settle(site: Site, copy: Copy, manifest: Manifest, entries: Sequence[FileEnt
     now = copy.stats(manifest, entries) if isinstance(copy, TellsStates) else {}
     proofs = site.history.latest_of(copy.name, manifest.model, manifest.commit) if now else {}
     if now and all((proof := proofs.get(one.path)) and proof.finding.ok and _same(proof.finding.stat, now[one.path]) for one in entries):
-        site.history.keep_state(copy.name, manifest.model, manifest.commit, _word(now))
+        site.history.keep_state(copy.name, manifest.model, manifest.commit, word_of(now))
 
 
 def _same(proven: str, now: State | str) -> bool:
     now = now if isinstance(now, str) else as_text(now)
     # A listing of a bucket knows no versions: its states end where the version would begin.
     return proven == now or (now.endswith(":") and proven.startswith(now))
-
-
-def _word(stats: Mapping[str, State | str]) -> str:
-    # Written out in one go: a line for each of 10,000 files takes longer than asking the file system for them.
-    return blake3(repr(stats).encode()).hexdigest() if stats else ""

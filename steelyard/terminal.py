@@ -31,11 +31,15 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            mark = "" if record.levelno < logging.WARNING else "warning: " if record.levelno < logging.ERROR else "error: "
-            sys.stderr.write(f"{mark}{record.getMessage()}\n")
+            sys.stderr.write(f"{as_line(record)}\n")
             sys.stderr.flush()
         except (OSError, ValueError):
             return  # the other end of stderr is gone; the work goes on
+
+
+def as_line(record: logging.LogRecord) -> str:
+    mark = "" if record.levelno < logging.WARNING else "warning: " if record.levelno < logging.ERROR else "error: "
+    return f"{mark}{record.getMessage()}"
 
 
 def set_up_streams() -> None:

@@ -51,4 +51,9 @@ def run_locally(call: Call) -> Report:
     from steelyard.site import Site
 
     site = Site.open(call.config)
-    return remembered(site, call.verb, lambda: verb(call.verb)(site, **call.params))
+    report = remembered(site, call.verb, lambda: verb(call.verb)(site, **call.params))
+    if report.quiet:
+        from steelyard.receipt import world_of
+
+        report.receipt = world_of(site, report)
+    return report

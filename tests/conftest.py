@@ -106,7 +106,7 @@ mount_point = false
         return subprocess.Popen(
             [sys.executable, "-m", "steelyard", *arguments],
             cwd=self.home,
-            env=self.environment,
+            env={"XDG_STATE_HOME": str(self.home / "state"), **self.environment},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import stat as stat_bits
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from steelyard.copies.base import Brought, CopyKind, Finding, Look, ProvenReader, Rotten
-from steelyard.copies.judging import State, by_pieces, by_state, is_cached, past_the_cache, stat_of
+from steelyard.copies.judging import by_pieces, by_state, is_cached, past_the_cache, stat_of
 from steelyard.copies.small import Staged, holds, make_last, publish_all, stage
 from steelyard.copies.writing import fill, keep_times
 from steelyard.direct import DIRECT_FROM_BYTES
@@ -22,6 +21,7 @@ from steelyard.mending import RunningSha, mend_in_place
 from steelyard.quarantine import set_aside
 from steelyard.source import LocalFile
 from steelyard.staging import Partial, reserved_bytes
+from steelyard.states import State, states_of
 
 __all__ = ["FolderCopy", "below", "stat_of"]
 
@@ -90,25 +90,15 @@ class FolderCopy(ABC):
 
     def stats(self, manifest: Manifest, entries: Sequence[FileEntry]) -> dict[str, State]:
         """state_of each of *entries* by path; empty when one is not there as a regular file of its size. Cheap: one system call a file."""
-        found: dict[str, State] = {}
-        opened: dict[str, int] = {}
-        stat, regular, kind = os.stat, stat_bits.S_IFREG, stat_bits.S_IFMT
+        files = ((entry.path, entry.size_bytes) for entry in entries)
         try:
-            for entry in entries:
-                folder, _, name = entry.path.rpartition("/")
-                if folder not in opened:
-                    parent = self.path_of(manifest, entry.path).parent
-                    opened[folder] = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                seen = stat(name, dir_fd=opened[folder], follow_symlinks=False)
-                if seen.st_size != entry.size_bytes or kind(seen.st_mode) != regular:
-                    return {}
-                found[entry.path] = (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
+            return states_of(files, lambda folder: self.folder_below(manifest, folder))
         except (OSError, UnsafeName):
             return {}
-        finally:
-            for fd in opened.values():
-                os.close(fd)
-        return found
+
+    def folder_below(self, manifest: Manifest, folder: str) -> Path:
+        """Where the files lie that a repo has in *folder* ("" for none). :raises UnsafeName:"""
+        return self.path_of(manifest, f"{folder}/x" if folder else "x").parent
 
     def need_bytes(self, manifest: Manifest, entries: Sequence[FileEntry]) -> int:
         """The room that bringing *entries* takes, less what a killed run has reserved already."""

@@ -13,18 +13,15 @@ from steelyard.in_order import check_in_order
 from steelyard.manifest import FileEntry
 from steelyard.pieces import check_pieces, default_threads, merge_ranges
 from steelyard.source import LocalFile
+from steelyard.states import State, state_of
 from steelyard.watch import current_watch
 
 COLD_THREADS = 3
 
 
-State = tuple[int, int, int, int]
-"""What identifies a file's state without reading it: size, mtime [ns], ctime [ns], inode. ctime can't be set back by a program, mtime can."""
-
-
 def stat_of(seen: os.stat_result) -> str:
     """The state of a file as the history keeps it."""
-    return as_text((seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino))
+    return as_text(state_of(seen))
 
 
 def as_text(state: State) -> str:

@@ -16,7 +16,6 @@ from steelyard.config import MountConfig
 from steelyard.copies.base import CopyKind, Look
 from steelyard.copies.drive import Drive
 from steelyard.copies.folder import FolderCopy, below
-from steelyard.copies.judging import State
 from steelyard.copies.marker import Shelf
 from steelyard.disk import errors_of, make_folder, probe_write, publish, read_regular, write_atomically
 from steelyard.errors import BadRecord, Refused
@@ -25,6 +24,7 @@ from steelyard.names import OURS, confine
 from steelyard.published import is_commit
 from steelyard.records import BACK_TO, MANIFEST, PARITY, is_record, record_names, records, spoilt_records
 from steelyard.staging import sweep_journals
+from steelyard.states import State, state_of
 from steelyard.store import files_not_in
 
 
@@ -148,8 +148,7 @@ class MountReplica(FolderCopy):
         folder = self.folder_of(manifest.model, manifest.commit)
         try:
             for name in record_names(manifest).values() if found else ():
-                seen = (folder / name).lstat()
-                found[f"/{name}"] = (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
+                found[f"/{name}"] = state_of((folder / name).lstat())
         except OSError:
             return {}
         return found
