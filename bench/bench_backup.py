@@ -3,7 +3,8 @@
     python bench/bench_backup.py --gib 4 --rounds 3 --dir /some/disk --json out/bench-backup.json
 
 Contenders take turns (A B C A B C …), source and copy cold each time; medians. *verb* is the backup in process, *command* the whole program with
-its start-up; where nothing is to be done it answers from the receipt of the one before, and *command, first* is without one. The limit is plain dd: a cold read, a write with fsync, and a cold read of what was written, one after the other.
+its start-up; where nothing is to be done it answers from the receipt of the one before, and *command, first* is without one. The limit is plain
+dd: a cold read, a write with fsync, and a cold read of what was written, one after the other.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from steelyard.errors import BadAnswer, Gone
 from steelyard.lock import LockedFile
+from steelyard.pools import file_url
 
 if TYPE_CHECKING:
     from steelyard.hub import Hub
@@ -119,9 +120,7 @@ def _by_head(hub: Hub, repo_id: str, commit: str, names: Sequence[str]) -> list[
 
 
 def _head(hub: Hub, repo_id: str, revision: str, name: str) -> Any:
-    from huggingface_hub import hf_hub_url
-
-    url = hf_hub_url(repo_id, name, revision=revision, endpoint=hub.endpoint)
+    url = file_url(hub.endpoint, repo_id, revision, name)
     ask: Callable[[], Any] = lambda: hub.api.get_hf_file_metadata(url=url, timeout=hub.settings.timeout)  # noqa: E731
     return hub.ask(repo_id, ask)
 

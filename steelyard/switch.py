@@ -216,8 +216,8 @@ def _note_proofs(site: Site, manifest: Manifest, before: str) -> None:
 
 def _note_held(site: Site, model: str, commit: str, keep: Path) -> None:
     """Record how the old revision's files lie, so that going back to them takes no reading. They were proven as the store's, if they were."""
-    manifest = site.store.manifest(model, commit)
-    for entry in manifest.files if manifest else ():
+    # A record that was damaged says nothing: going back then takes a reading, and is no reason to stop half-way here, for ever.
+    for entry in site.manifest(model, commit).files:
         path = confine(keep, entry.path)
         last = site.history.latest("store", model, commit, entry.path)
         if last is not None and last.finding.ok and path.is_file():

@@ -72,7 +72,8 @@ def _apply(site: Site, plan: UpdatePlan, report: Report, run: Run, only_drop_in:
             site.agree(model, new)
         return
     held = next((one for one in held_revisions(site, model) if one.commit == new.commit and not plan.gone), None)
-    if held is not None:
+    # Without its record nothing vouches for what is kept: then it is fetched like any other.
+    if held is not None and site.manifest(model, held.commit).files:
         log.info("%s: %s is still held, nothing is fetched", model, new.commit[:8])
         _, left = run(switch_back, site, model, held, old)
         site.history.event("update", model, "store", "ok", commit=new.commit, was=old.commit, bytes=0)

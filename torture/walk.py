@@ -233,7 +233,8 @@ class Walk:
             self.oracle.judge(self.story[-1])
         last = driver.run(["verify", "--copy", "all"])
         if ran.code or last.code:
-            raise Broken(f"it does not come right: {ran.code}, {last.code}: {json.dumps([ran.documents, last.documents])[:3000]}")
+            told = [one["errors"] for run in (ran, last) for one in run.documents]
+            raise Broken(f"it does not come right: {ran.code}, {last.code}: {json.dumps(told)[:3000]}")
         commit = world.commits.index(world.locked_commit())
         whole(world, "store", "hub-cache", *world.replicas, commit=commit)
         self.oracle.judge("settled")

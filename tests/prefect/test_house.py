@@ -76,9 +76,9 @@ def test_imports_point_one_way() -> None:
             "huggingface_hub",
             {
                 "steelyard/hub.py",
-                "steelyard/line.py",
                 "steelyard/hub_client.py",
-                "steelyard/published.py",
+                "steelyard/hub_errors.py",
+                "steelyard/pools.py",
                 "steelyard/xet.py",
                 "steelyard/doctor/hub.py",
                 "flows/demo_acts.py",

@@ -144,3 +144,25 @@ main(["update", "mvdream", "--json"])
     assert sha256(held.weights) == sha256(checkpoint)
     assert held.run("update", "mvdream").code == 0
     assert sha256(held.weights) == sha256(newer)
+
+
+@pytest.mark.parametrize("backed_up", [True, False])
+def test_a_damaged_record_of_the_revision_that_is_left_keeps_nobody_from_going_back(held: World, newer: Path, *, backed_up: bool) -> None:
+    """Found by the torture: seed 7, walk/7000030. The switch could neither be brought to its end nor taken back, and no verb got past it."""
+    first = held.run("check-updates").rows[0]["held_commit"]
+    second = held.hub.add_revision(REPO, {FILE: newer})
+    assert held.run("update", "mvdream").code == 0
+    if backed_up:
+        assert held.run("backup").code == 0
+    record = held.models / ".steelyard" / "manifests" / "mvdream" / f"{second}.json"
+    record.write_bytes(record.read_bytes()[:-200])
+    back = held.run("rollback", "mvdream")
+    assert (back.code, back.rows[0]["commit"]) == (0, first)
+    assert not list((held.models / ".steelyard" / "switch").glob("*"))
+    for verb in (["download"], ["repair", "--copy", "store"], ["verify"], ["verify", "--copy", "hub-cache"]):
+        done = held.run(*verb)
+        assert done.code == 0, (verb, done.stdout)
+    forth = held.run("update", "mvdream", "--to", second)
+    assert (forth.code, forth.rows[0]["commit"]) == (0, second), forth.stdout
+    assert sha256(held.weights) == sha256(newer)
+    assert held.run("verify").code == 0
