@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from steelyard.again import GOOD_FOR_S, look_at, mounts, receipt_path
+from steelyard.again import GOOD_FOR_S, answer_path, look_at, mounts, receipt_path
 from steelyard.config import MountConfig
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.marker import MARKER
@@ -85,7 +85,8 @@ def _snapshot(site: Site, name: str, manifest: Manifest) -> dict[str, Any]:
     assert isinstance(copy, FolderCopy)
     return {
         "of": [name, manifest.model, manifest.commit],
-        "files": [[entry.path, entry.size_bytes] for entry in manifest.files],
+        "paths": "\0".join(entry.path for entry in manifest.files),
+        "sizes": " ".join(str(entry.size_bytes) for entry in manifest.files),
         "folders": {prefix: str(copy.folder_below(manifest, prefix)) for prefix in prefixes},
         "records": records,
     }
@@ -111,10 +112,17 @@ class Listening:
         before, seconds, after = told.partition(f'"seconds": {report.seconds}' if as_json else f" in {report.seconds:.1f} s")
         if not seconds:
             return
-        answer = [f'{before}"seconds": ', after] if as_json else [f"{before} in ", f" s{after}"]
+        # As it was written: what stdout can't show has been escaped.
+        head, tail = (
+            text.encode(sys.stdout.encoding or "utf-8", "backslashreplace")
+            for text in ((f'{before}"seconds": ', after) if as_json else (f"{before} in ", f" s{after}"))
+        )
+        record = {**receipt, "said": self._said, "json": as_json, "seconds_at": len(head), "answer_bytes": len(head) + len(tail)}
         path = Path(receipt_path(self._argv))
-        with contextlib.suppress(OSError, SteelyardError, TypeError):
-            write_atomically(path, orjson.dumps({**receipt, "said": self._said, "json": as_json, "answer": answer}), 0o600)
+        with contextlib.suppress(OSError, SteelyardError, ValueError):
+            path.unlink(missing_ok=True)
+            write_atomically(Path(answer_path(str(path))), head + tail, 0o600)
+            write_atomically(path, json.dumps(record).encode(), 0o600)
             _sweep(path.parent)
 
     def _changed_lately(self, world: dict[str, list[int] | None]) -> bool:
@@ -136,6 +144,6 @@ class Heard(logging.Handler):
 
 def _sweep(folder: Path) -> None:
     """Receipts that are too old to be used go; there are few."""
-    for path in folder.glob("*.json"):
+    for path in [*folder.glob("*.json"), *folder.glob("*.answer")]:
         if time.time() - path.stat().st_mtime > GOOD_FOR_S:
             path.unlink(missing_ok=True)

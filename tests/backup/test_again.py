@@ -90,8 +90,8 @@ def test_the_answer_is_the_same_and_the_run_is_noted_like_any_other(asked: Asked
     assert set(json.loads(facts)) == set(json.loads(asked.runs("backup")[backups - 1][3]))
     assert not [path for path in (asked.world.usb / ".steelyard").iterdir() if "probe" in path.name]
     assert "same disk" in err
-    (kept,) = (asked.world.home / "state" / "steelyard" / "again").glob("*.json")
-    assert kept.stat().st_mode & 0o777 == 0o600
+    kept = list((asked.world.home / "state" / "steelyard" / "again").iterdir())
+    assert [path.stat().st_mode & 0o777 for path in kept] == [0o600, 0o600]
 
 
 def test_the_real_program_answers_so_too_in_a_table_and_on_stderr(asked: Asked) -> None:
@@ -155,6 +155,8 @@ CHANGES: dict[str, Callable[[World], object]] = {
     "the drive got a marker": lambda world: (world.usb / ".steelyard" / "target.json").write_text("{}"),
     "a server is up": lambda world: (world.home / "state" / "steelyard" / "up.json").write_text("{}"),
     "the receipt is half": lambda world: os.truncate(next((world.home / "state").rglob("again/*.json")), 900),
+    "the answer is cut": lambda world: os.truncate(next((world.home / "state").rglob("again/*.answer")), 900),
+    "the answer is gone": lambda world: next((world.home / "state").rglob("again/*.answer")).unlink(),
     "the receipt is of another shape": lambda world: next((world.home / "state").rglob("again/*.json")).write_text('{"made": 9}'),
 }
 
@@ -225,6 +227,19 @@ def test_a_drive_that_takes_no_write_is_not_called_well(asked: Asked, monkeypatc
         pulled.setattr(os, "fsync", dead)
         assert asked.receipt() is None
     assert asked.receipt() is not None
+
+
+def test_how_full_the_disk_is_is_noted_too_where_the_last_sample_is_old(asked: Asked) -> None:
+    assert asked.command()[0] == 0
+    before = len(asked.runs("disk"))
+    assert asked.receipt() is not None
+    assert len(asked.runs("disk")) == before >= 1
+    with sqlite3.connect(asked.world.models / ".steelyard" / "history.sqlite") as db:
+        db.execute("update events set at='2020-01-01T00:00:00.000000+00:00' where verb='disk'")
+    assert asked.receipt() is not None
+    facts = json.loads(asked.runs("disk")[-1][3])
+    assert len(asked.runs("disk")) > before
+    assert set(facts) == set(json.loads(asked.runs("disk")[0][3])) and 0 < facts["free"] < facts["total"]
 
 
 def test_a_receipt_is_good_for_a_day(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
