@@ -64,9 +64,9 @@ sbom: $(TOOLS)  ## what is inside: out/sbom.cdx.json (CycloneDX) of this environ
 audit: $(TOOLS)  ## known holes in the dependencies, as pip-audit knows them (needs the network)
 	@mkdir -p out && $(BIN)/python -m pip freeze --exclude-editable > out/frozen.txt && $(VENV)/tools/bin/pip-audit --no-deps --disable-pip -r out/frozen.txt
 
-coverage: $(STAMP)  ## how much of steelyard/ the quick tests run, child processes included
+coverage: $(STAMP)  ## how much of the house all tests run, child processes included (half an hour; ARGS=tests/unit for less)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --group coverage
-	@$(BIN)/python -m coverage run --rcfile=pyproject.toml -m pytest -q -p no:cacheprovider $(or $(ARGS),tests/unit tests/verbs tests/download tests/backup tests/checkpoint tests/copies) ; \
+	@$(BIN)/python -m coverage run --rcfile=pyproject.toml -m pytest -q -p no:cacheprovider -n $(WORKERS) --dist loadgroup $(or $(ARGS),tests) ; \
 	 $(BIN)/python -m coverage combine -q --rcfile=pyproject.toml ; $(BIN)/python -m coverage report --rcfile=pyproject.toml
 
 format: $(LINT_STAMP)  ## let ruff put things in order
