@@ -47,7 +47,9 @@ def answer_path(receipt: str) -> str:
 
 def may_have_one(argv: Sequence[str]) -> bool:
     """Whether a command is of the kind that leaves receipts: answers to a program or into a file, not to a person at a terminal."""
-    return argv[:1] == ["backup"] and not sys.stdout.isatty() and not os.environ.get("PREFECT_API_URL")
+    if argv[:1] != ["backup"] or os.environ.get("PREFECT_API_URL") or sys.stdout is None or sys.stderr is None:
+        return False
+    return not sys.stdout.isatty()
 
 
 def answered(argv: Sequence[str]) -> bool:

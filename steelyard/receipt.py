@@ -16,7 +16,7 @@ from steelyard.config import MountConfig
 from steelyard.copies.folder import FolderCopy
 from steelyard.copies.marker import MARKER
 from steelyard.copies.mount import MountReplica
-from steelyard.disk import write_atomically
+from steelyard.disk import existing_parent, write_atomically
 from steelyard.errors import SteelyardError
 from steelyard.file_systems import file_systems
 from steelyard.manifest import Manifest
@@ -70,7 +70,7 @@ def world_of(site: Site, report: Report) -> dict[str, Any] | None:
         "copies": snapshots,
         "history": str(site.history.path),
         "backups": [[one.model, name, {"commit": one.commit, "bytes": 0, "drive": replicas[name].drive.ident()}] for name, one in quiet],
-        "disks": [[one.point, str(one.places[0].path)] for one in file_systems(site)],
+        "disks": [[one.point, str(existing_parent(one.places[0].path))] for one in file_systems(site)],
         "apart_s": APART_S,
     }
 
@@ -118,8 +118,8 @@ class Listening:
             for text in ((f'{before}"seconds": ', after) if as_json else (f"{before} in ", f" s{after}"))
         )
         record = {**receipt, "said": self._said, "json": as_json, "seconds_at": len(head), "answer_bytes": len(head) + len(tail)}
-        path = Path(receipt_path(self._argv))
         with contextlib.suppress(OSError, SteelyardError, ValueError):
+            path = Path(receipt_path(self._argv))
             path.unlink(missing_ok=True)
             write_atomically(Path(answer_path(str(path))), head + tail, 0o600)
             write_atomically(path, json.dumps(record).encode(), 0o600)
