@@ -98,7 +98,9 @@ class Listening:
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = list(argv)
         self._began = time.time()
-        self._mounts = mounts()
+        self._mounts = ""  # and no receipt, where there is no /proc to tell
+        with contextlib.suppress(OSError):
+            self._mounts = mounts()
         self._said: list[str] = []
         self._heard = Heard(self._said)
         logging.getLogger("steelyard").addHandler(self._heard)

@@ -269,3 +269,14 @@ def test_where_more_than_the_states_of_files_decide_there_is_no_receipt(asked: A
     for _ in range(3):
         asked.command()
         assert asked.receipt() is None
+
+
+@pytest.mark.parametrize("what", ["look_at", "mounts", "file_systems"])
+def test_a_backup_that_went_well_is_not_undone_for_want_of_a_receipt(asked: Asked, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", what)
+
+    monkeypatch.setattr(receipt, what, refused)
+    code, out, _ = asked.command()
+    assert code == 0 and len(without_seconds(out)["results"]) == len(SMALL)
+    assert asked.receipt() is None
